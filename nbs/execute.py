@@ -1,0 +1,39 @@
+"""Run notebooks top to bottom, each in a fresh kernel, and write them back with their outputs.
+
+    python nbs/execute.py            # all of them, in order
+    python nbs/execute.py 00 11      # some, by the beginning of their names
+
+Running it twice on one machine leaves the same bytes. It ends with an error as soon as a cell fails."""
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NBS = Path(__file__).resolve().parent
+
+
+def notebooks(names=()):
+    "The numbered notebooks, or those whose names begin as given. Raises ValueError for a name that fits none."
+    found = sorted(NBS.glob("[0-9][0-9]_*.ipynb"))
+    if unknown := [n for n in names if not any(f.name.startswith(n) for f in found)]:
+        raise ValueError(f"no notebook begins with {unknown}; there are: {[f.stem for f in found]}")
+    return [f for f in found if not names or f.name.startswith(tuple(names))]
+
+
+def execute(file, env=None):
+    "The executed notebook of `file` (nothing is written). Its kernel works in nbs/, as JupyterLab's does; `env` adds to its environment."
+    nb = nbformat.read(file, as_version=4)
+    kernel_env = {**os.environ, "PYTHONHASHSEED": "0", **(env or {})}
+    NotebookClient(nb, timeout=900, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(NBS)}}).execute(env=kernel_env)
+    nb.metadata = dict(kernelspec=dict(display_name="Python 3", language="python", name="python3"), language_info=dict(name="python"))
+    return nb
+
+
+if __name__ == "__main__":
+    for file in notebooks(tuple(sys.argv[1:])):
+        start = time.time()
+        nbformat.write(execute(file), file)
+        print(f"{file.name:32} {time.time() - start:5.0f} s  {file.stat().st_size / 1000:6.0f} kB", flush=True)
