@@ -1,0 +1,269 @@
+"""Builds data/emoji from four packages of the npm registry. The series never runs this: its result is committed.
+
+    pip install resvg-py pillow scipy numpy
+    python data/emoji/build.py            # npm must be on the PATH; about three minutes on two cores
+
+Reads `subjects.csv` beside it (emoji, subject, synonyms, category, split), fetches the packages with `npm install`, and writes
+one folder a style with one 128 x 128 WebP (with alpha) a subject, `metadata.csv`, and the licence of every source under `licences/`.
+"""
+import argparse, csv, io, json, re, shutil, subprocess, tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance
+from scipy import ndimage
+
+HERE = Path(__file__).parent
+PACKAGES = {"@lobehub/fluent-emoji-3d": "1.1.0", "fluentui-emoji": "1.3.0", "@iconify-json/noto": "1.2.9",
+            "emoji-datasource-google": "16.0.0", "cldr-annotations-full": "48.2.0"}
+SIZE = 128
+DRAWN = "3d render", "flat illustration", "cartoon"
+DERIVED = "watercolor painting", "oil painting", "pencil sketch", "pixel art"
+NEVER = "high contrast icon",
+
+
+# ---------------------------------------------------------------- finding each emoji in the four packages
+def install(folder):
+    "Install the pinned packages into `folder`; return its node_modules."
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "package.json").write_text(json.dumps({"dependencies": PACKAGES}))
+    subprocess.run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True)
+    return folder / "node_modules"
+
+
+def strip_variation(code): return "-".join(p for p in code.lower().split("-") if p != "fe0f")
+
+
+def emoji_names(modules):
+    "CLDR name -> code points, for every emoji that the Google sheet lists."
+    tts = json.loads((modules / "cldr-annotations-full/annotations/en/annotations.json").read_text())
+    tts = tts["annotations"]["annotations"]
+    names = {}
+    for e in json.loads((modules / "emoji-datasource-google/emoji.json").read_text()):
+        code = strip_variation(e["unified"])
+        char = "".join(chr(int(c, 16)) for c in code.split("-"))
+        found = tts.get(char) or tts.get(char + "\ufe0f")
+        names[found["tts"][0] if found else e["name"].lower()] = code
+    return names
+
+
+def plain(name): return name.replace("’", "'").replace("ñ", "n").lower()
+
+
+# ---------------------------------------------------------------- the drawn styles
+def render_svg(svg, size=2 * SIZE):
+    import resvg_py
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
+    return Image.open(io.BytesIO(png)).convert("RGBA")
+
+
+def fit(image, size=SIZE, margin=2):
+    "Cut to what is visible, centre it in a square, scale to `size` with premultiplied alpha."
+    box = image.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox()
+    image = image.crop(box)
+    side = max(image.size)
+    square = Image.new("RGBA", (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    square = square.convert("RGBa").resize((size - 2 * margin,) * 2, Image.LANCZOS).convert("RGBA")
+    out = Image.new("RGBA", (size, size))
+    out.paste(square, (margin, margin))
+    return out
+
+
+def drawn(modules, code, name):
+    "The four drawn pictures of one emoji, or None for those that a package lacks."
+    slug = re.sub(r"[^a-z0-9]+", "-", plain(name).replace("'", "")).strip("-")
+    slug = {"mermaid": "woman-merpeople"}.get(slug, slug)
+    three_d = next((f for f in (modules / "@lobehub/fluent-emoji-3d/assets").glob(f"{code.split('-')[0]}*.webp")
+                    if strip_variation(f.stem) == code), None)
+    out = {"3d render": fit(Image.open(three_d).convert("RGBA")) if three_d else None}
+    for style, folder in ("flat illustration", "flat"), ("high contrast icon", "high-contrast"):
+        base = modules / "fluentui-emoji/icons" / folder
+        svg = next((f for f in (base / f"{slug}.svg", base / f"{slug}-default.svg") if f.exists()), None)
+        out[style] = fit(render_svg(svg.read_text())) if svg else None
+    out["cartoon"] = noto(modules, code)
+    return out
+
+
+def noto(modules, code, cache={}):
+    if not cache:
+        folder = modules / "@iconify-json/noto"
+        cache["icons"] = json.loads((folder / "icons.json").read_text())
+        cache["names"] = {strip_variation(k): v for k, v in json.loads((folder / "chars.json").read_text()).items()}
+    icons, name = cache["icons"], cache["names"].get(code)
+    if name is None: return None
+    name = icons.get("aliases", {}).get(name, {}).get("parent", name)
+    icon = icons["icons"][name]
+    w, h = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+    return fit(render_svg(f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+                          f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {w} {h}">{icon["body"]}</svg>'))
+
+
+# ---------------------------------------------------------------- the styles derived from the 3D picture
+def split(image):
+    "RGB over the mean colour of the picture (so that filters do not drag in black from outside), and alpha; floats in [0, 1]."
+    rgba = np.asarray(image, dtype=np.float32) / 255
+    rgb, alpha = rgba[..., :3], rgba[..., 3]
+    near = ndimage.distance_transform_edt(alpha < .6, return_distances=False, return_indices=True)
+    return rgb[tuple(near)], alpha
+
+
+def join(rgb, alpha):
+    return Image.fromarray((np.dstack([rgb, alpha]).clip(0, 1) * 255).round().astype(np.uint8), "RGBA")
+
+
+def kuwahara(rgb, radius):
+    "Each pixel takes the mean of the calmest of its four quadrants: flat dabs with sharp borders."
+    size, shift = radius + 1, radius / 2
+    mean = ndimage.uniform_filter(rgb, (size, size, 0))
+    var = (ndimage.uniform_filter(rgb**2, (size, size, 0)) - mean**2).sum(-1)
+    k = int(round(shift))
+    moves = [(dy, dx) for dy in (-k, k) for dx in (-k, k)]
+    means = np.stack([np.roll(mean, m, (0, 1)) for m in moves])
+    best = np.stack([np.roll(var, m, (0, 1)) for m in moves]).argmin(0)
+    return np.take_along_axis(means, best[None, ..., None], 0)[0]
+
+
+def blotches(rng, sigma):
+    "Smooth noise with mean 0 and standard deviation 1."
+    noise = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), sigma, mode="wrap")
+    return (noise / noise.std()).astype(np.float32)
+
+
+def saturate(rgb, factor):
+    grey = rgb.mean(-1, keepdims=True)
+    return grey + factor * (rgb - grey)
+
+
+def watercolor(image, rng):
+    "Pale washes that pool at their rims, a wobbling outline, paper shining through."
+    rgb, alpha = split(image)
+    yy, xx = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    at = [yy + 1.4 * blotches(rng, 5), xx + 1.4 * blotches(rng, 5)]
+    rgb = np.dstack([ndimage.map_coordinates(c, at, order=1, mode="nearest") for c in np.moveaxis(kuwahara(rgb, 3), -1, 0)])
+    alpha = ndimage.map_coordinates(alpha, at, order=1)
+    inside = ndimage.gaussian_filter(alpha, 2.5)
+    rim = (alpha > .5) * np.clip(1 - (inside - .5) / .35, 0, 1)
+    wash = .36 + .12 * blotches(rng, 7) + .05 * blotches(rng, 2) - .30 * rim
+    light = rgb.mean(-1)
+    wash = wash * np.clip(light / .35, .35, 1)
+    rgb = saturate(rgb, 1.25) - .10 * rim[..., None]
+    rgb = rgb + (1 - rgb) * np.clip(wash, 0, .65)[..., None]
+    return join(rgb, alpha * np.clip(.94 + .05 * blotches(rng, 6), .8, 1))
+
+
+def oil(image, rng):
+    "Thick dabs: a Kuwahara filter, deepened colour, the relief of a brush lit from the upper left."
+    rgb, alpha = split(image)
+    rgb = saturate(kuwahara(kuwahara(rgb, 4), 3), 1.25)
+    angle = 5 * ndimage.gaussian_filter(rgb.mean(-1), 6) + 1.2 * blotches(rng, 16)
+    stroke = np.zeros((SIZE, SIZE), np.float32)
+    noise, (yy, xx) = blotches(rng, 1.3), np.mgrid[:SIZE, :SIZE]
+    for step in np.linspace(-6, 6, 13):
+        stroke += ndimage.map_coordinates(noise, [yy + step * np.sin(angle), xx + step * np.cos(angle)], order=1, mode="wrap")
+    relief = ndimage.sobel(stroke, 0) + ndimage.sobel(stroke, 1)
+    rgb = .5 + 1.12 * (rgb - .5) - .05 + .06 * np.clip(relief / relief.std(), -2, 2)[..., None]
+    alpha = np.clip((ndimage.gaussian_filter(alpha, 1.2) + .10 * stroke / stroke.std() - .5) * 4 + .5, 0, 1)
+    return join(rgb, alpha)
+
+
+def pencil(image, rng):
+    "Grey lines where colours meet, hatching in the shadows, paper inside."
+    rgb, alpha = split(image)
+    grey = (rgb @ np.float32([.3, .59, .11])) * alpha + (1 - alpha)
+    edges = sum(np.hypot(ndimage.sobel(c, 0), ndimage.sobel(c, 1)) for c in [*np.moveaxis(rgb * alpha[..., None], -1, 0), 1.5 * alpha])
+    lines = np.clip(edges / np.quantile(edges[alpha > .5], .93), 0, 1) ** .8
+    yy, xx = np.mgrid[:SIZE, :SIZE]
+    hatch = .5 + .5 * np.sin((xx + yy) * .9 + .6 * blotches(rng, 5))
+    shade = np.clip(.95 - grey, 0, 1) * (.35 + .45 * hatch)
+    tone = .97 - .55 * shade - .72 * lines * (1 + .12 * blotches(rng, 1))
+    return join(np.repeat(tone[..., None], 3, -1) * np.float32([1, .99, .96]), alpha)
+
+
+def pixels(image, rng, cells=21):
+    "A raster of `cells` x `cells` squares in twelve colours with a hard outline."
+    small = image.convert("RGBa").resize((cells, cells), Image.BOX).convert("RGBA")
+    alpha = np.asarray(small.getchannel("A")) > 110
+    small = ImageEnhance.Contrast(ImageEnhance.Color(small.convert("RGB")).enhance(1.25)).enhance(1.15)
+    rgb = np.asarray(small.quantize(12, method=Image.MEDIANCUT).convert("RGB"), dtype=np.float32) / 255
+    rim = alpha & ~ndimage.binary_erosion(alpha)
+    rgb = np.where(rim[..., None], rgb * .55, rgb)
+    big = join(rgb, alpha.astype(np.float32)).resize((6 * cells,) * 2, Image.NEAREST)
+    out = Image.new("RGBA", (SIZE, SIZE))
+    out.paste(big, (1, 1))
+    return out
+
+
+FILTERS = dict(zip(DERIVED, (watercolor, oil, pencil, pixels)))
+
+
+# ---------------------------------------------------------------- all of it
+def one(row, code, modules, out):
+    "Write every style of one subject; return its metadata rows, or what is missing."
+    images = drawn(modules, code, row["emoji"])
+    missing = [s for s in DRAWN if images[s] is None]
+    if missing: return row["subject"], missing
+    slug, rows = row["subject"].replace(" ", "-"), []
+    for style, filter_ in FILTERS.items():
+        seed = int.from_bytes(f"{slug}/{style}".encode(), "big") % 2**32
+        images[style] = filter_(images["3d render"], np.random.default_rng(seed))
+    for style in (*DRAWN, *DERIVED, *NEVER):
+        if images.get(style) is None: continue
+        file = Path(style.replace(" ", "_")) / f"{slug}.webp"
+        exact = style == "pixel art"
+        images[style].save(out / file, lossless=exact, quality=100 if exact else 52, alpha_quality=20, method=6)
+        rows.append(dict(file_name=file.as_posix(), subject=row["subject"], synonyms=row["synonyms"], style=style,
+                         category=row["category"], split="never" if style in NEVER else row["split"]))
+    return row["subject"], rows
+
+
+BACKGROUNDS = "white", "black", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink"
+
+
+def held_out(subjects):
+    """Combinations kept out of training, to measure whether the parts are understood: for every training subject one drawn style on
+    one background, and for every fifth one a derived style on all backgrounds (its watercolor or oil painting is never seen)."""
+    rows = []
+    for i, subject in enumerate(sorted(subjects)):
+        rows.append((subject, DRAWN[i % 3], BACKGROUNDS[7 * i % 10]))
+        if i % 5 == 0 and subject not in ("otter", "campfire"):
+            rows += [(subject, DERIVED[i // 5 % 2], b) for b in BACKGROUNDS]
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", type=Path, help="folder of an earlier npm install (default: a temporary one)")
+    parser.add_argument("--out", type=Path, default=HERE)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as tmp:
+        modules = args.packages / "node_modules" if args.packages else install(Path(tmp))
+        codes = {plain(n): c for n, c in emoji_names(modules).items()}
+        subjects = list(csv.DictReader((HERE / "subjects.csv").open(encoding="utf-8")))
+        unknown = [r["emoji"] for r in subjects if plain(r["emoji"]) not in codes]
+        if unknown: raise SystemExit(f"no emoji of this name: {unknown}; see the CLDR names in cldr-annotations-full")
+        for style in (*DRAWN, *DERIVED, *NEVER): (args.out / style.replace(" ", "_")).mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(2) as pool:
+            done = list(pool.map(partial(one, modules=modules, out=args.out), subjects,
+                                 [codes[plain(r["emoji"])] for r in subjects], chunksize=8))
+        for subject, missing in done:
+            if missing and isinstance(missing[0], str): print(f"left out {subject}: no {missing}")
+        rows = [r for _, rs in done for r in rs if isinstance(r, dict)]
+        with (args.out / "metadata.csv").open("w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, rows[0], lineterminator="\n")
+            writer.writeheader(), writer.writerows(rows)
+        with (args.out / "held_out.csv").open("w", newline="", encoding="utf-8") as f:
+            writer = csv.writer(f, lineterminator="\n")
+            writer.writerow(("subject", "style", "background"))
+            writer.writerows(held_out({r["subject"] for r in rows if r["split"] == "train"}))
+        licences = args.out / "licences"
+        licences.mkdir(exist_ok=True)
+        for package in PACKAGES:
+            for file in (modules / package).glob("LICENSE*"):
+                shutil.copy(file, licences / f"{package.strip('@').replace('/', '-')}.txt")
+        print(f"{len(rows)} pictures of {len({r['subject'] for r in rows})} subjects")
+
+
+if __name__ == "__main__": main()
