@@ -1,0 +1,129 @@
+"The house: what can be read off the files without running a notebook."
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from execute import NBS, notebooks
+
+ROOT, FILES = NBS.parent, notebooks()
+PROJECT = tomllib.loads((NBS / "pyproject.toml").read_text())
+
+
+def cells(file, kind="code"): return [c for c in json.loads(file.read_text())["cells"] if c["cell_type"] == kind]
+def source(cell): return "".join(cell["source"])
+def module_name(file): return next(m[1] for c in cells(file) if (m := re.match(r"#\| default_exp (\w+)", source(c))))
+
+
+def tracked():
+    if not (ROOT / ".git").exists(): pytest.skip("not a git checkout")
+    return subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+
+
+def test_visible_top_level():
+    assert {f.split("/")[0] for f in tracked() if not f.startswith(".")} == {"nbs", "data", "environment.yml", "README.md", "LICENSE"}
+
+
+def test_tracked_tree_is_small():
+    assert sum((ROOT / f).stat().st_size for f in tracked()) < 60 * 2**20
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_committed_executed_in_order(file):
+    code = [c for c in cells(file) if source(c).strip()]
+    assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1))
+    outputs = [o for c in code for o in c["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert any({"image/png", "image/jpeg"} & o.get("data", {}).keys() for o in outputs)
+    assert json.loads(file.read_text())["metadata"]["kernelspec"]["name"] == "python3"
+    assert file.stat().st_size < 2**20
+
+
+@pytest.mark.parametrize("before, file", list(zip(FILES, FILES[1:])), ids=lambda f: f.stem)
+def test_chain_imports_by_name_from_the_notebook_before(before, file):
+    text = "\n".join(source(c) for c in cells(file) if source(c).startswith("#| export"))
+    reached = set(re.findall(r"from deepdive\.(\w+) import", text))
+    assert reached == {module_name(before)}
+    assert "import *" not in text
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_module_can_be_imported_alone(file):
+    done = subprocess.run([sys.executable, "-c", f"import deepdive.{module_name(file)}"], cwd=NBS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_exported_modules_are_fresh(tmp_path):
+    copy = tmp_path / "nbs"
+    shutil.copytree(NBS, copy, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__", ".*"))
+    for old in (copy / "deepdive").glob("*.py"):
+        if old.name != "__init__.py": old.unlink()
+    subprocess.run([Path(sys.executable).parent / "nbdev-export"], cwd=copy, check=True, capture_output=True)
+    names = sorted(p.name for p in (NBS / "deepdive").glob("*.py"))
+    assert names == sorted(p.name for p in (copy / "deepdive").glob("*.py"))
+    for name in names: assert (copy / "deepdive" / name).read_text() == (NBS / "deepdive" / name).read_text(), name
+    assert tomllib.loads((copy / "pyproject.toml").read_text()) == PROJECT
+
+
+def test_environment_and_pyproject_agree():
+    listed = re.findall(r'^    - "(.+)"$', (ROOT / "environment.yml").read_text(), flags=re.M)
+    assert listed == PROJECT["project"]["dependencies"]
+    assert f"python{PROJECT['project']['requires-python']}" in (ROOT / "environment.yml").read_text()
+
+
+@pytest.mark.parametrize("package", PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"])
+def test_every_package_is_bounded_on_both_sides(package): assert ">=" in package and "<" in package
+
+
+def test_ci_runs_the_readmes_command():
+    commands = re.findall(r"^    (pip install .* && pytest nbs)$", (ROOT / "README.md").read_text(), flags=re.M)
+    assert commands == ['pip install -e "nbs[dev]" && pytest nbs']
+
+
+def test_readme_lists_every_notebook():
+    readme = (ROOT / "README.md").read_text()
+    assert [f.stem for f in FILES if f"nbs/{f.name}" not in readme] == []
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *ROOT.glob("data/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if "://" not in link: assert (page.parent / link).exists(), f"{page}: {link}"
+    for file in FILES:
+        for link in re.findall(r"\]\(([^)#]+)\)", "".join(source(c) for c in cells(file, "markdown"))):
+            if "://" not in link: assert (NBS / link).exists(), f"{file}: {link}"
+
+
+def test_no_registry_or_machine_path_is_named():
+    words = [b"regis" + b"try.npmjs", b"py" + b"pi.org", b"files.python" + b"hosted", b"/wo" + b"rk/", b"/ro" + b"ot/"]
+    for f in tracked():
+        if not f.endswith((".webp", ".safetensors")):
+            data = (ROOT / f).read_bytes()
+            assert not [w for w in words if w in data], f
+
+
+def test_ruff():
+    assert subprocess.run([sys.executable, "-m", "ruff", "check", NBS, ROOT / "data", "--config", NBS / "pyproject.toml"]).returncode == 0
+
+
+def test_execute_names_an_unknown_notebook():
+    with pytest.raises(ValueError, match="no notebook begins with"): notebooks(("99",))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_exercises_print_not_yet_and_have_a_folded_answer(file):
+    checks = [c for c in cells(file) if re.search(r"^check_answer\(", source(c), flags=re.M)]
+    assert checks and all("not yet" in json.dumps(c["outputs"]) for c in checks)
+    assert "<details><summary>" in "".join(source(c) for c in cells(file, "markdown"))
+
+
+def test_lecture_map_points_to_headings_that_exist():
+    def lines(file): return [line for c in cells(file, "markdown") for line in source(c).splitlines()]
+    headings = {f.stem[:2]: {line.lstrip("# ").replace("`", "") for line in lines(f) if line.startswith("#")} for f in FILES}
+    places = re.findall(r"`(\d\d): ([^`]+)`", (NBS / "LECTURE.md").read_text())
+    assert len(places) > 40 and [p for p in places if p[1] not in headings[p[0]]] == []

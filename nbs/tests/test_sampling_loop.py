@@ -1,0 +1,145 @@
+"Notebook 00: what cannot be asserted inside it."
+import re
+import shutil
+import warnings
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, LMSDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from deepdive.sampling_loop import (
+    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents, latents_to_pil, load_models, mean_difference,
+    predict_noise, show_images)
+
+POCKET = data_folder() / "pocket-sd"
+
+
+def test_plain_pipeline_and_the_lectures_numbers():
+    pipe = StableDiffusionPipeline.from_pretrained(POCKET, safety_checker=None)
+    scheduler = LMSDiscreteScheduler.from_config(pipe.scheduler.config)
+    assert abs(scheduler.init_noise_sigma - 14.6146) < 1e-4
+    scheduler.set_timesteps(15)
+    assert abs(scheduler.timesteps[10] - 285.43) < .005 and abs(scheduler.sigmas[10] - .7913) < 5e-5
+    assert scheduler.timesteps[0] == 999 and DDIMScheduler.from_config(pipe.scheduler.config).config.clip_sample is False
+    image = pipe("a parrot", num_inference_steps=2, generator=torch.manual_seed(0)).images[0]
+    assert image.size == (128, 128)
+
+
+def test_tokenizer_has_the_lectures_ids(models):
+    ids = models.tokenizer(["A picture of a puppy", "skunk cat"], padding="max_length", max_length=77).input_ids
+    assert ids[0][:8] == [49406, 320, 1674, 539, 320, 6829, 49407, 49407] and ids[1][1:3] == [42194, 2368]
+
+
+def test_pocket_sd_is_small():
+    assert sum(f.stat().st_size for f in POCKET.rglob("*") if f.is_file()) < 45 * 2**20
+
+
+def test_batch_gives_the_same_pictures_as_one_by_one(models):
+    prompts, noise = ["a parrot", "a cartoon of a castle"], torch.cat([initial_latents(models, seed=s) for s in (1, 2)])
+    uncond = encode_prompt(models, "")
+    together = latents_to_pil(models.vae, denoise(models, noise, encode_prompt(models, prompts), uncond, 3))
+    for i in range(2):
+        alone = latents_to_pil(models.vae, denoise(models, noise[i:i + 1], encode_prompt(models, prompts[i]), uncond, 3))
+        assert mean_difference(together[i], alone[0]) < .1
+
+
+def test_guidance_formula(models):
+    latents, cond, uncond = initial_latents(models), encode_prompt(models, "a parrot"), encode_prompt(models, "")
+    scheduler = LMSDiscreteScheduler.from_config(models.scheduler.config)
+    scheduler.set_timesteps(5)
+    def predict(scale, c=cond, u=uncond):
+        with torch.no_grad(): return predict_noise(models, latents, scheduler.timesteps[2], c, u, scale, scheduler)
+    e0, e1, e3 = predict(0.), predict(1.), predict(3.)
+    assert torch.allclose(e0, predict(1., uncond), atol=1e-5) and torch.allclose(e3, e0 + 3 * (e1 - e0), atol=1e-4)
+    assert not torch.allclose(e0, e1, atol=1e-2)
+
+
+def test_start_step_goes_on_where_the_loop_was(models):
+    seen, cond, scheduler = {}, encode_prompt(models, "a parrot"), DDIMScheduler.from_config(models.scheduler.config)
+    whole = denoise(models, initial_latents(models), cond, None, 6, scheduler=scheduler, callback=lambda i, t, x, e: seen.update({i: x}))
+    assert sorted(seen) == list(range(6))
+    assert torch.allclose(whole, denoise(models, seen[2], cond, None, 6, start_step=3, scheduler=scheduler), atol=1e-5)
+
+
+def test_scheduler_is_left_as_it_was(models):
+    before = dict(models.scheduler.__dict__)
+    denoise(models, initial_latents(models), encode_prompt(models, "a parrot"), None, 2)
+    assert models.scheduler.__dict__.keys() == before.keys() and models.scheduler.num_inference_steps == before["num_inference_steps"]
+
+
+def test_long_prompt_warns_and_says_what_is_cut(models):
+    with pytest.warns(UserWarning, match=r"prompt of 92 tokens: only 77 fit.*'skunk swan'"):
+        long = encode_prompt(models, "a " * 75 + "skunk swan" + " owl" * 13)
+    assert long.shape == (1, 77, models.text_encoder.config.hidden_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_prompt(models, "a " * 75)
+
+
+@pytest.mark.parametrize("call, error, message", [
+    (lambda m: load_models("data/none"), FileNotFoundError, "no model in the folder 'data/none'.*unset DEEPDIVE_MODEL"),
+    (lambda m: load_models("/no/such/folder"), FileNotFoundError, "no model in the folder '/no/such/folder'"),
+    (lambda m: load_models(device="abacus"), ValueError, "no device 'abacus' on this machine; it has: .*cpu"),
+    (lambda m: encode_prompt(m, []), ValueError, "prompt must be a string"),
+    (lambda m: encode_prompt(m, ["a", 3]), ValueError, "prompt must be a string"),
+    (lambda m: initial_latents(m, 0), ValueError, "batch_size must be at least 1, not 0"),
+    (lambda m: initial_latents(m, height=100), ValueError, "multiples of 8, not 100 x 128"),
+    (lambda m: denoise(m, initial_latents(m), encode_prompt(m, "a"), num_inference_steps=-1), ValueError, "at least 1, not -1"),
+    (lambda m: denoise(m, initial_latents(m), encode_prompt(m, "a"), None, 5, start_step=5), ValueError, r"0 \.\.\. 4, not 5"),
+    (lambda m: denoise(m, initial_latents(m, 2), encode_prompt(m, "a")), ValueError, "2 latents but 1 prompts"),
+    (lambda m: latents_to_pil(m.vae, torch.zeros(4, 16, 16)), ValueError, r"shape \(batch, 4, h, w\), not \(4, 16, 16\)"),
+    (lambda m: show_images([1, 2], ["a"]), ValueError, "1 titles for 2 images"),
+    (lambda m: mean_difference(*(latents_to_pil(m.vae, torch.zeros(1, 4, s, s))[0] for s in (8, 16))), ValueError, "different size"),
+])
+def test_bad_input(models, call, error, message):
+    with pytest.raises(error, match=message): call(models)
+
+
+def test_hub_model_while_offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="could not fetch 'CompVis/stable-diffusion-v1-4'.*DEEPDIVE_MODEL"):
+        load_models("CompVis/stable-diffusion-v1-4")
+
+
+def test_environment_variable_names_the_model(monkeypatch, tmp_path):
+    shutil.copytree(POCKET, tmp_path / "mine")
+    monkeypatch.setenv("DEEPDIVE_MODEL", str(tmp_path / "mine"))
+    assert load_models(device="cpu").source == tmp_path / "mine"
+
+
+def test_device_and_dtype():
+    assert choose_device("cpu") == (torch.device("cpu"), torch.float32)
+    assert choose_device("cpu", torch.bfloat16)[1] == torch.bfloat16
+
+
+def test_check_answer_never_raises(capsys, models):
+    assert check_answer(3, 3, .5) and not check_answer(None, 3) and not check_answer("x", 3)
+    image = latents_to_pil(models.vae, torch.zeros(1, 4, 16, 16))[0]
+    assert check_answer(image, image) and not check_answer(None, image)
+    assert re.findall("right|not yet", capsys.readouterr().out) == ["right", "not yet", "not yet", "right", "not yet"]
+
+
+def test_pieces_run_on_sd15s_exact_configuration(models):
+    "Random weights in the very shapes of SD 1.5 (860 M parameters in the UNet), at 8 x 8 latents, two steps."
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
+                            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+                                            projection_dim=768))
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (unet, vae, text)]
+    assert [round(s / 1e6) for s in sizes] == [860, 84, 123]
+    torch.manual_seed(0)
+    for part in unet, vae, text:
+        part.to_empty(device="cpu").to(torch.bfloat16).eval().requires_grad_(False)
+        for name, p in part.named_parameters(): p.fill_(float("norm" in name and "weight" in name)) if p.ndim < 2 else p.normal_(std=.02)
+        for name, b in part.named_buffers():
+            if name.endswith("position_ids"): b.copy_(torch.arange(77))
+    real = Models(models.tokenizer, text, vae, unet, models.scheduler, torch.device("cpu"), torch.bfloat16)
+    assert initial_latents(real).shape == (1, 4, 64, 64)
+    cond, uncond = encode_prompt(real, ["a puppy", ""]).chunk(2)
+    assert cond.shape == (1, 77, 768)
+    latents = denoise(real, initial_latents(real, height=64, width=64), cond, uncond, 2)
+    assert latents.shape == (1, 4, 8, 8) and latents.isfinite().all()
+    assert latents_to_pil(vae, latents)[0].size == (64, 64)

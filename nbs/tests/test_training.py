@@ -1,0 +1,135 @@
+"Notebooks 09 to 11: the training loop, its checkpoints, the losses and the judge."
+import json
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from deepdive.latent_diffusion import (
+    BACKGROUNDS, SCHEDULE, TRAINED_STYLES, DiffusionLoss, Pictures, border_colour, cache_latents, combinations, fit, generate, learning_rate,
+    load_checkpoint, encode_prompt, mean_difference, pocket_unet, batch_psnr, round_trip, save_checkpoint, save_fp16, scores, train_judge,
+    training_record, write_scheduler)
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x): return (x @ self.a - x.sum(1)).square().mean()
+
+
+def line_batch(seed): return (torch.randn(8, 2, generator=torch.Generator().manual_seed(seed)),)
+
+
+def test_fit_learns_and_goes_on_from_its_checkpoint(tmp_path):
+    whole, broken = Line(), Line()
+    settings = dict(lr=.05, warmup=5, ema_decay=.9, report_every=100)
+    losses = fit(whole, line_batch, 60, **settings)
+    assert losses[-1] < .1 * losses[0] and torch.allclose(whole.a, torch.ones(2), atol=.2)
+    file = tmp_path / "checkpoint.pt"
+    class Stop(Exception): pass
+    def stop_at_30(seed, calls=[]):
+        calls.append(seed)
+        if len(calls) == 31: raise Stop
+        return line_batch(seed)
+    with pytest.raises(Stop): fit(broken, stop_at_30, 60, checkpoint=file, save_every=10, **settings)
+    assert len(load_checkpoint(file)["losses"]) == 30
+    again = Line()
+    assert fit(again, line_batch, 60, checkpoint=file, **settings) == losses
+    assert torch.equal(again.a, whole.a)
+
+
+def test_checkpoints_hold_no_code(tmp_path):
+    torch.save(dict(module=Line()), tmp_path / "bad.pt")
+    with pytest.raises(Exception, match="weights_only|Weights only"): load_checkpoint(tmp_path / "bad.pt")
+    assert load_checkpoint(tmp_path / "none.pt") is None
+    save_checkpoint(tmp_path / "sub" / "good.pt", losses=[1.])
+    assert load_checkpoint(tmp_path / "sub" / "good.pt") == dict(losses=[1.])
+
+
+def test_learning_rate_warms_up_and_decays():
+    rates = [learning_rate(i, 100, 1., warmup=10) for i in range(100)]
+    assert rates[0] < .11 and max(rates) == max(rates[8:13]) and rates[-1] < .03
+
+
+def test_shipped_vae_brings_pictures_back(models):
+    pixels, _ = Pictures(splits=("train",)).batch(32, seed=31)
+    assert batch_psnr(pixels, round_trip(models.vae, pixels)).mean() > 22
+    latents = models.vae.encode(pixels).latent_dist.sample() * models.vae.config.scaling_factor
+    assert .9 < latents.std() < 1.1
+
+
+def test_fp16_on_disk_float32_when_loaded(tmp_path, models):
+    save_fp16(models.text_encoder, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
+    again = type(models.text_encoder).from_pretrained(tmp_path)
+    assert again.dtype == torch.float32 and models.text_encoder.dtype == torch.float32
+
+
+def test_scheduler_file_has_no_spacing(tmp_path):
+    write_scheduler(tmp_path)
+    config = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert "timestep_spacing" not in config and config["beta_end"] == SCHEDULE["beta_end"] == .012
+
+
+def test_diffusion_loss_weights(models):
+    class Zero(nn.Module):
+        def forward(self, x, t, encoder_hidden_states): return type("Out", (), dict(sample=torch.zeros_like(x)))
+    abar = torch.linspace(.99, .01, 1000)
+    loss = DiffusionLoss(Zero(), abar)
+    error, t = loss(torch.zeros(64, 4, 8, 8), None, 0, per_sample=True)
+    assert (error - 1).abs().max() < .5
+    snr = abar[t] / (1 - abar[t])
+    assert torch.allclose(loss(torch.zeros(64, 4, 8, 8), None, 0), (error * snr.clamp(max=5) / snr).mean())
+
+
+def test_unet_text_and_timestep_matter(models):
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    a, b = encode_prompt(models, ["a parrot on a red background", "a castle on a blue background"]).chunk(2)
+    with torch.no_grad(): ya, yb, yt = (models.unet(x, t, encoder_hidden_states=c).sample for t, c in ((700, a), (700, b), (20, a)))
+    assert (ya - yb).abs().mean() > .01 and (ya - yt).abs().mean() > .01
+    assert sum(p.numel() for p in pocket_unet().parameters()) == sum(p.numel() for p in models.unet.parameters())
+
+
+def test_cache_says_what_it_holds(models):
+    pictures = Pictures(splits=("train",), styles=("3d render", "cartoon"))
+    cache = cache_latents(models.vae, pictures, 8, seed=1, batch_size=4)
+    assert cache["latents"].shape == (8, 4, 16, 16) and cache["shown"].shape == (8, 3)
+    drawn = pictures.batch(4, 1_000_003)[1]
+    assert [pictures.subjects[s] for s in cache["shown"][:4, 0]] == [d.subject for d in drawn]
+
+
+def test_prompts_to_test_are_of_the_kind_asked_for():
+    pictures = Pictures(splits=("train",), styles=TRAINED_STYLES[:5])
+    seen, held = combinations(pictures, 50, False), combinations(pictures, 50, True)
+    assert not {a[:3] for a in seen} & pictures.held_out and {a[:3] for a in held} <= pictures.held_out
+    assert all(s in p and st in p and b in p for s, st, b, p in seen + held)
+
+
+def test_judge_learns_from_real_pictures_and_scores_count():
+    pictures = Pictures(subjects=["parrot", "castle", "apple"], styles=("flat illustration", "pencil sketch"))
+    judge, losses = train_judge(pictures, 40, batch_size=24, lr=3e-3, warmup=5, report_every=100)
+    asked = [(s, st, b) for s in pictures.subjects for st in pictures.styles for b in ("red", "white", "blue")]
+    images = [pictures.draw(random.Random(i), *a).image for i, a in enumerate(asked)]
+    right, wrong = scores(judge, pictures, asked, images), scores(judge, pictures, asked, images[::-1])
+    assert right["background"] == 1 and right["style"] > .9 and right["subject"] > wrong["subject"]
+    assert right["all_three"] <= right["subject_and_style"] <= right["subject"]
+
+
+def test_border_colour_of_all_ten():
+    pictures = Pictures(subjects=["swan"])
+    assert [border_colour(pictures.draw(random.Random(1), "swan", "cartoon", b).image) for b in BACKGROUNDS] == list(BACKGROUNDS)
+
+
+def test_generate_gives_each_picture_its_own_seed(models):
+    one, two = generate(models, ["a parrot"] * 2, steps=2, seed=5)
+    assert mean_difference(generate(models, ["a parrot"], steps=2, seed=6)[0], two) < .5 < mean_difference(one, two)
+
+
+def test_records_of_the_long_runs_are_there():
+    for name, keys in dict(text={"accuracy"}, vae={"psnr", "scaling_factor"}, unet={"n_latents"}).items():
+        record = training_record(name)
+        assert {"losses", "steps"} | keys <= set(record) and record["losses"][-1] < record["losses"][0]
+    assert {"real", "seen", "held_out"} <= set(training_record("evaluation"))
