@@ -69,7 +69,7 @@ def test_scheduler_is_left_as_it_was(models):
 
 
 def test_long_prompt_warns_and_says_what_is_cut(models):
-    with pytest.warns(UserWarning, match=r"prompt of 92 tokens: only 77 fit.*'skunk swan'"):
+    with pytest.warns(UserWarning, match=r"prompt of 92 tokens: only 77 fit.*'skunk swan owl"):
         long = encode_prompt(models, "a " * 75 + "skunk swan" + " owl" * 13)
     assert long.shape == (1, 77, models.text_encoder.config.hidden_size)
     with warnings.catch_warnings():

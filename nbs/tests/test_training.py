@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from deepdive.contrastive import learning_rate
 from deepdive.latent_diffusion import (
-    BACKGROUNDS, SCHEDULE, TRAINED_STYLES, DiffusionLoss, Pictures, border_colour, cache_latents, combinations, fit, generate, learning_rate,
+    BACKGROUNDS, SCHEDULE, TRAINED_STYLES, DiffusionLoss, Pictures, border_colour, cache_latents, combinations, fit, generate,
     load_checkpoint, encode_prompt, mean_difference, pocket_unet, batch_psnr, round_trip, save_checkpoint, save_fp16, scores, train_judge,
     training_record, write_scheduler)
 
