@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['pocket_vae', 'edges', 'VAELoss', 'batch_psnr', 'round_trip', 'vae_training', 'to_pil', 'sheet', 'save_sheet',
-           'scale_factor', 'train_vae']
+           'scale_factor', 'psnr_report', 'train_vae']
 
-# %% ../10_autoencoder_training.ipynb #6a63c36d
+# %% ../10_autoencoder_training.ipynb #4f9ca70a
 import json
 import random
 from pathlib import Path
@@ -19,10 +19,13 @@ from PIL import Image
 from torch import nn
 
 from .contrastive import (
-    BACKGROUNDS, DRAWN, STYLES, TRAINED_STYLES, Composite, ContrastiveLoss, Models, Pictures, check_answer, choose_device, contrastive_training,
-    data_folder, denoise, encode_prompt, first_step, fit, image_features, image_tensor, img2img, initial_latents, latents_to_pil, learning_rate,
-    load_checkpoint, load_models, mean_difference, pil_to_latents, plot_losses, pocket_tokenizer, predict_noise, psnr, quiet, record, save_checkpoint,
-    save_fp16, show_images, similarity_table, smooth, text_embeddings_from, text_features, thinned, to_rgb, token_embeddings_of, training_record)
+    BACKGROUNDS, DRAWN, POCKET_STYLES, STYLES, TRAINED_STYLES, Composite, ContrastiveLoss, Models,
+    Pictures, add_token, check_answer, choose_device, contrastive_training, data_folder, denoise,
+    earlier_runs, encode_prompt, first_step, fit, image_features, image_tensor, img2img, initial_latents,
+    latents_to_pil, learning_rate, load_checkpoint, load_embedding, load_models, mean_difference,
+    pil_to_latents, plot_losses, plot_runs, pocket_tokenizer, predict_noise, psnr, quiet, record,
+    save_checkpoint, save_embedding, save_fp16, show_images, similarity_table, smooth,
+    text_embeddings_from, text_features, thinned, to_rgb, token_embeddings_of, training_record)
 
 # %% ../10_autoencoder_training.ipynb #894e8124
 def pocket_vae():
@@ -62,13 +65,13 @@ def round_trip(vae, images):
     "Encode and decode by the mean of the posterior, (B, 3, H, W) in [-1, 1]; the result is clamped to that range."
     return vae.decode(vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean).sample.float().clamp(-1, 1).cpu()
 
-# %% ../10_autoencoder_training.ipynb #06eadd03
+# %% ../10_autoencoder_training.ipynb #9a1d507d
 def vae_training(vae, shares, steps, **settings):
     "Train `vae`; `shares` is a list of (Pictures, how many of them a batch). Further `settings` go to `fit`; returns the losses."
     def make_batch(seed):
         pixels = torch.cat([pictures.batch(n, seed)[0] for pictures, n in shares])
-        return (pixels.to(memory_format=torch.channels_last),)
-    return fit(VAELoss(vae.to(memory_format=torch.channels_last)), make_batch, steps, **settings)
+        return (pixels,)
+    return fit(VAELoss(vae), make_batch, steps, **settings)
 
 # %% ../10_autoencoder_training.ipynb #a2361a24
 def to_pil(images):
@@ -96,10 +99,24 @@ def scale_factor(vae, pictures, n=256, seed=77_777):
     parts = [vae.encode(pictures.batch(32, seed + i)[0].to(vae.device, vae.dtype)).latent_dist.sample() for i in range(n // 32)]
     return 1 / torch.cat(parts).float().std().item()
 
-# %% ../10_autoencoder_training.ipynb #7fa54e24
+# %% ../10_autoencoder_training.ipynb #7063b44d
+def psnr_report(pictures, curve_file, out, n=64, seed=999_999):
+    "A `report` for `fit` that keeps the PSNR of `n` composites in `curve_file` and a sheet of round trips in `out`; and that curve, a dict."
+    curve = json.loads(curve_file.read_text()) if curve_file.exists() else {}
+    test, _ = pictures.batch(n, seed)
+    def report(step, module):
+        decoded = round_trip(module.vae if isinstance(module, VAELoss) else module, test)
+        curve[str(step)] = round(batch_psnr(test, decoded).mean().item(), 2)
+        curve_file.parent.mkdir(parents=True, exist_ok=True), curve_file.write_text(json.dumps(curve))
+        print(f"      PSNR {curve[str(step)]:.2f} dB", flush=True)
+        save_sheet([i for k in (0, 8, 16) for i in to_pil(test[k:k + 8]) + to_pil(decoded[k:k + 8])], 8, "vae", out)
+    return report, curve
+
+# %% ../10_autoencoder_training.ipynb #105dfc4f
 @call_parse
 def train_vae(
-    steps: int = 2000,  # training steps
+    steps: int = 3000,  # training steps
+    batch_size: int = 16,  # pictures a batch, a quarter of them of every subject and style, the others of what the UNet will learn
     lr: float = 1e-3,  # highest learning rate
     work: str = ".train/vae",  # folder for the checkpoint
     out: str = None,  # model folder (default: data/pocket-sd)
@@ -107,20 +124,15 @@ def train_vae(
     start: str = None,  # folder of a trained VAE to start from
 ):
     "Train pocket-sd's autoencoder; goes on from its checkpoint."
-    out, curve_file = Path(out or data_folder() / "pocket-sd"), Path(work) / "psnr.json"
-    curve = json.loads(curve_file.read_text()) if curve_file.exists() else {}
+    out = Path(out or data_folder() / "pocket-sd")
     torch.manual_seed(0)
     vae, everything = AutoencoderKL.from_pretrained(start) if start else pocket_vae(), Pictures()
-    test, _ = everything.batch(64, 999_999)
-    def report(step, module):
-        decoded = round_trip(vae, test)
-        curve[str(step)] = batch_psnr(test, decoded).mean().item()
-        curve_file.parent.mkdir(parents=True, exist_ok=True), curve_file.write_text(json.dumps(curve))
-        print(f"      PSNR {curve[str(step)]:.2f} dB", flush=True)
-        save_sheet([i for k in (0, 8, 16) for i in to_pil(test[k:k + 8]) + to_pil(decoded[k:k + 8])], 8, "vae", out)
-    losses = vae_training(vae, [(Pictures(splits=("train",)), 7), (everything, 5)], steps, lr=lr, mixed_precision=mixed_precision, seed=1,
+    report, curve = psnr_report(everything, Path(work) / "psnr.json", out)
+    shares = [(Pictures(splits=("train",), styles=POCKET_STYLES), batch_size - batch_size // 4), (everything, batch_size // 4)]
+    losses = vae_training(vae, shares, steps, lr=lr, mixed_precision=mixed_precision, seed=1, ema_decay=.998,
                           checkpoint=Path(work) / "checkpoint.pt", report=report)
     report(steps, vae)
     vae.register_to_config(scaling_factor=scale_factor(vae, everything))
     save_fp16(vae, out / "vae")
-    record("vae", out, losses=thinned(losses), steps=steps, psnr=curve, scaling_factor=vae.config.scaling_factor)
+    run = dict(steps=steps, batch_size=batch_size, losses=thinned(losses), psnr=curve)
+    record("vae", out, scaling_factor=vae.config.scaling_factor, runs=[*earlier_runs("vae", start), run])

@@ -4,7 +4,7 @@
 __all__ = ['euler', 'noise_predictor', 'sigma_schedule', 'heun', 'lms', 'ddim_timesteps', 'ddim', 'dpmpp_2m', 'dpmpp_timesteps',
            'euler_ancestral']
 
-# %% ../06_schedulers.ipynb #b084916a
+# %% ../06_schedulers.ipynb #19e73181
 import copy
 
 import matplotlib.pyplot as plt
@@ -13,9 +13,9 @@ import torch
 from scipy import integrate
 
 from .unet import (
-    KeepMaps, Models, attention_maps, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor, img2img,
-    initial_latents, latents_to_pil, load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, saturation, show_images,
-    text_embeddings_from, to_rgb, token_embeddings_of, txt2img)
+    KeepMaps, Models, add_token, attention_maps, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor,
+    img2img, initial_latents, latents_to_pil, load_embedding, load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet,
+    saturation, save_embedding, show_images, text_embeddings_from, to_rgb, token_embeddings_of, txt2img)
 
 # %% ../06_schedulers.ipynb #0638d256
 def euler(noise_at, x, timesteps, sigmas):

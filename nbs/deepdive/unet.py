@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['txt2img', 'saturation', 'KeepMaps', 'attention_maps']
 
-# %% ../05_unet.ipynb #cc5a2deb
+# %% ../05_unet.ipynb #42ea2f46
 import copy
 from contextlib import contextmanager
 
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .text_encoder import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor, img2img, initial_latents, latents_to_pil,
-    load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, show_images, text_embeddings_from, to_rgb, token_embeddings_of)
+from .textual_inversion import (
+    Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor, img2img, initial_latents,
+    latents_to_pil, load_embedding, load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images,
+    text_embeddings_from, to_rgb, token_embeddings_of)
 
 # %% ../05_unet.ipynb #b4d75cf4
 def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance_scale=7.5, seed=32, scheduler=None):

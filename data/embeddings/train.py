@@ -1,0 +1,67 @@
+"""Learn one vector for the high contrast style, which pocket-sd has never seen (textual inversion, Gal et al. 2022).
+
+    python data/embeddings/train.py [--steps 600] [--model data/pocket-sd] [--out data/embeddings/high-contrast.safetensors]
+
+All weights stand still; the gradient of the diffusion loss goes through UNet and text encoder to the one new row. The subjects that
+notebook 04 shows (SHOWN) are not among its pictures. A few minutes on two cores."""
+import random
+
+import torch
+from fastcore.script import call_parse
+from torch import nn
+
+from deepdive.latent_diffusion import BACKGROUNDS, SCHEDULE, DDPMScheduler, DiffusionLoss, Pictures, cache_latents, data_folder, fit, load_models
+from deepdive.textual_inversion import add_token, save_embedding
+
+TOKEN, SHOWN = "<high-contrast>", ("mouse", "otter", "campfire", "castle", "apple")
+WORDINGS = ("a {word} of {a}", "{a} in the style of {word}", "{a}, {word}", "a picture of {a} in the style of {word}")
+
+
+class Inversion(nn.Module):
+    "latents (B, 4, h, w), ids (B, 77), seed -> the diffusion loss, with `vector` in the place of every id from `first` on."
+    def __init__(self, models, first, vectors):
+        super().__init__()
+        schedule = DDPMScheduler(**{k: SCHEDULE[k] for k in ("beta_start", "beta_end", "beta_schedule")})
+        self.loss, self.text, self.first = DiffusionLoss(models.unet, schedule.alphas_cumprod), models.text_encoder, first
+        self.vectors = nn.Parameter(vectors)
+        self.text.get_input_embeddings().register_forward_hook(self.put)
+
+    def put(self, layer, args, rows):
+        new = args[0] - self.first
+        return torch.where(new[..., None] >= 0, self.vectors[new.clamp(min=0)], rows)
+
+    def forward(self, latents, ids, seed): return self.loss(latents, self.text(ids).last_hidden_state, seed)
+
+
+@call_parse
+def main(
+    steps: int = 600,  # training steps
+    batch_size: int = 16,  # latents a batch
+    n_subjects: int = 60,  # pictures of the style to learn from
+    n_vectors: int = 1,  # rows of the table to learn
+    lr: float = 1e-2,  # highest learning rate
+    model: str = None,  # model folder (default: data/pocket-sd)
+    out: str = None,  # file to write (default: data/embeddings/high-contrast.safetensors)
+):
+    "Learn the vector and save it."
+    models, rng = load_models(model), random.Random(0)
+    known = [s for s in Pictures(splits=("train",)).subjects if s not in SHOWN]
+    pictures = Pictures(subjects=rng.sample(known, n_subjects), styles=("high contrast icon",))
+    cache = cache_latents(models.vae, pictures, 10 * n_subjects)
+    table = models.text_encoder.get_input_embeddings().weight
+    start = table[[models.tokenizer(w).input_ids[1] for w in ("cartoon", "flat", "illustration", "black")]].mean(0)
+    word = add_token(models, TOKEN, start.expand(n_vectors, -1))
+    models.text_encoder.requires_grad_(False)
+    training = Inversion(models, len(models.tokenizer) - n_vectors, start.expand(n_vectors, -1).clone().float())
+
+    def make_batch(seed):
+        rng = random.Random(seed)
+        rows = rng.choices(range(len(cache["latents"])), k=batch_size)
+        named = [(pictures.subjects[s], list(BACKGROUNDS)[b]) for s, _, b in cache["shown"][rows].tolist()]
+        captions = [rng.choice(WORDINGS).format(word=word, a=f"{'an' if s[0] in 'aeiou' else 'a'} {s}") + f" on a {b} background" * (rng.random() < .7)
+                    for s, b in named]
+        return cache["latents"][rows].float(), models.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids, seed
+
+    fit(training, make_batch, steps, lr=lr, weight_decay=0, seed=3, report_every=50)
+    print(f"length of the vectors: {training.vectors.norm(dim=1).tolist()}")
+    save_embedding(out or data_folder() / "embeddings" / "high-contrast.safetensors", TOKEN, training.vectors)
