@@ -58,9 +58,12 @@ def main(
         rng = random.Random(seed)
         rows = rng.choices(range(len(cache["latents"])), k=batch_size)
         named = [(pictures.subjects[s], list(BACKGROUNDS)[b]) for s, _, b in cache["shown"][rows].tolist()]
-        captions = [rng.choice(WORDINGS).format(word=word, a=f"{'an' if s[0] in 'aeiou' else 'a'} {s}") + f" on a {b} background" * (rng.random() < .7)
-                    for s, b in named]
-        return cache["latents"][rows].float(), models.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids, seed
+        def worded(subject, background):
+            article = "an" if subject[0] in "aeiou" else "a"
+            ground = f" on a {background} background" if rng.random() < .7 else ""
+            return rng.choice(WORDINGS).format(word=word, a=f"{article} {subject}") + ground
+        ids = models.tokenizer([worded(*n) for n in named], padding="max_length", return_tensors="pt").input_ids
+        return cache["latents"][rows].float(), ids, seed
 
     fit(training, make_batch, steps, lr=lr, weight_decay=0, seed=3, report_every=50)
     print(f"length of the vectors: {training.vectors.norm(dim=1).tolist()}")

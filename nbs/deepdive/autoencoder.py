@@ -3,53 +3,63 @@
 # %% auto #0
 __all__ = ['to_rgb', 'image_tensor', 'pil_to_latents', 'psnr']
 
-# %% ../01_autoencoder.ipynb #72413235
+# %% ../01_autoencoder.ipynb #7e1e0f4f
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from .sampling_loop import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents, latents_to_pil, load_models,
-    mean_difference, predict_noise, quiet, show_images)
+    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents,
+    latents_to_pil, load_models, mean_difference, predict_noise, quiet, show_images)
 
-# %% ../01_autoencoder.ipynb #4108e011
+# %% ../01_autoencoder.ipynb #87ddd621
 def to_rgb(image):
-    """Any PIL image -> RGB as one sees it: turned as its EXIF data say, transparency laid on white, grey and palette spread to three channels.
+    """Any PIL image -> RGB as one sees it.
 
+    Turned as its EXIF data say, transparency laid on white, grey and palette spread to three channels.
     Raises TypeError for what is no PIL image."""
-    if not isinstance(image, Image.Image): raise TypeError(f"expected a PIL image, got {type(image).__name__}: open it with PIL.Image.open first")
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"expected a PIL image, got {type(image).__name__}: "
+                        "open it with PIL.Image.open first")
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # Pillow would clip 16-bit greys instead of scaling them
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # Pillow would clip 16-bit greys instead of scaling them
         pixels = np.asarray(image, dtype=np.float32)
         image = Image.fromarray((pixels / (257 if pixels.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
-# %% ../01_autoencoder.ipynb #980abb34
+# %% ../01_autoencoder.ipynb #8386f666
 def image_tensor(images, multiple=8):
-    """A PIL image or a list of them -> (B, 3, H, W) in [-1, 1], each side scaled to the nearest multiple of `multiple`.
+    """A PIL image or a list of them -> (B, 3, H, W) in [-1, 1].
 
+    Each side is scaled to the nearest multiple of `multiple`.
     Raises ValueError for an empty list, or for pictures that end at different sizes."""
     images = [to_rgb(i) for i in (images if isinstance(images, (list, tuple)) else [images])]
     if not images: raise ValueError("no images: give a PIL image or a list of at least one")
     sizes = [tuple(max(multiple, round(s / multiple) * multiple) for s in i.size) for i in images]
-    if len(set(sizes)) > 1: raise ValueError(f"images of different sizes {sorted(set(sizes))} cannot form a batch: resize them to one first")
+    if len(set(sizes)) > 1:
+        raise ValueError(f"images of different sizes {sorted(set(sizes))} cannot form a batch: "
+                         "resize them to one first")
     arrays = [np.asarray(i if i.size == s else i.resize(s, Image.LANCZOS)) for i, s in zip(images, sizes)]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
-# %% ../01_autoencoder.ipynb #fd956e90
+# %% ../01_autoencoder.ipynb #6a0b4486
 @torch.no_grad()
 def pil_to_latents(vae, images, generator=None):
-    """A PIL image or a list of B -> scaled latents (B, 4, H / 8, W / 8): the mean of the posterior, or a sample of it if there is a `generator`.
+    """A PIL image or a list of B -> scaled latents (B, 4, H / 8, W / 8).
 
-    Pictures of any mode are converted (see `to_rgb`) and their sides scaled to multiples of 8. Lecture 9A, 01:17."""
+    These are the mean of the posterior, or a sample of it if there is a `generator`. Pictures of any mode
+    are converted (see `to_rgb`) and their sides scaled to multiples of 8. Lecture 9A, 01:17."""
     distribution = vae.encode(image_tensor(images).to(vae.device, vae.dtype)).latent_dist
-    return (distribution.mean if generator is None else distribution.sample(generator)) * vae.config.scaling_factor
+    latents = distribution.mean if generator is None else distribution.sample(generator)
+    return latents * vae.config.scaling_factor
 
-# %% ../01_autoencoder.ipynb #c39dfe8c
+# %% ../01_autoencoder.ipynb #9219e9a1
 def psnr(a, b):
     "Peak signal-to-noise ratio of two PIL images of one size, in dB."
-    error = np.square(np.asarray(to_rgb(a), dtype=np.float32) - np.asarray(to_rgb(b), dtype=np.float32)).mean()
+    a, b = (np.asarray(to_rgb(i), dtype=np.float32) for i in (a, b))
+    error = np.square(a - b).mean()
     return float(10 * np.log10(255**2 / max(error, 1e-10)))

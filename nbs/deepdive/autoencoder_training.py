@@ -27,19 +27,25 @@ from .contrastive import (
     save_checkpoint, save_embedding, save_fp16, show_images, similarity_table, smooth,
     text_embeddings_from, text_features, thinned, to_rgb, token_embeddings_of, training_record)
 
-# %% ../10_autoencoder_training.ipynb #894e8124
+# %% ../10_autoencoder_training.ipynb #2264ab1e
 def pocket_vae():
-    "An untrained AutoencoderKL with SD 1.x's eight-fold reduction and four latent channels; 2.6 M parameters instead of 84 M."
-    vae = AutoencoderKL(block_out_channels=(32, 32, 64, 128), layers_per_block=1, norm_num_groups=8, latent_channels=4,
-                        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-                        mid_block_add_attention=False, sample_size=128)
-    nn.init.constant_(vae.quant_conv.bias[4:], -10)  # a narrow posterior to begin with: wide noise would drown what an untrained encoder says
+    """An untrained AutoencoderKL with SD 1.x's eight-fold reduction and four latent channels.
+
+    It has 2.6 M parameters instead of 84 M."""
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 64, 128), layers_per_block=1, norm_num_groups=8, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        mid_block_add_attention=False, sample_size=128)
+    # a narrow posterior to begin with: wide noise would drown what an untrained encoder says
+    nn.init.constant_(vae.quant_conv.bias[4:], -10)
     return vae
 
-# %% ../10_autoencoder_training.ipynb #26ff8a4f
+# %% ../10_autoencoder_training.ipynb #f8922e4b
 def edges(images):
     "Differences between neighbours along both axes, (B, C, H, W) -> (B, 2C, H-1, W-1)."
-    return torch.cat([images[..., 1:, 1:] - images[..., 1:, :-1], images[..., 1:, 1:] - images[..., :-1, 1:]], 1)
+    across = images[..., 1:, 1:] - images[..., 1:, :-1]
+    down = images[..., 1:, 1:] - images[..., :-1, 1:]
+    return torch.cat([across, down], 1)
 
 # %% ../10_autoencoder_training.ipynb #b83df109
 class VAELoss(nn.Module):
@@ -55,28 +61,32 @@ class VAELoss(nn.Module):
         return (error.abs().mean() + 2 * error.square().mean() + edges(error).abs().mean()
                 + F.avg_pool2d(error, 4).abs().mean() + self.kl_weight * kl)
 
-# %% ../10_autoencoder_training.ipynb #4735d83a
+# %% ../10_autoencoder_training.ipynb #0376523b
 def batch_psnr(images, decoded):
     "Peak signal-to-noise ratio of each picture in dB, (B,), for (B, 3, H, W) in [-1, 1]."
     return 10 * torch.log10(4 / (images - decoded.clamp(-1, 1)).square().mean((1, 2, 3)))
 
 @torch.no_grad()
 def round_trip(vae, images):
-    "Encode and decode by the mean of the posterior, (B, 3, H, W) in [-1, 1]; the result is clamped to that range."
-    return vae.decode(vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean).sample.float().clamp(-1, 1).cpu()
+    "Encode and decode (B, 3, H, W) in [-1, 1] by the mean of the posterior, clamped to that range."
+    latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean
+    return vae.decode(latents).sample.float().clamp(-1, 1).cpu()
 
-# %% ../10_autoencoder_training.ipynb #9a1d507d
+# %% ../10_autoencoder_training.ipynb #bbb34370
 def vae_training(vae, shares, steps, **settings):
-    "Train `vae`; `shares` is a list of (Pictures, how many of them a batch). Further `settings` go to `fit`; returns the losses."
+    """Train `vae` on `shares`, a list of (Pictures, how many of them a batch); returns the losses.
+
+    Further `settings` go to `fit`."""
     def make_batch(seed):
         pixels = torch.cat([pictures.batch(n, seed)[0] for pictures, n in shares])
         return (pixels,)
     return fit(VAELoss(vae), make_batch, steps, **settings)
 
-# %% ../10_autoencoder_training.ipynb #a2361a24
+# %% ../10_autoencoder_training.ipynb #0ed22857
 def to_pil(images):
     "(B, 3, H, W) in [-1, 1] -> a list of PIL images."
-    return [Image.fromarray(i) for i in images.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()]
+    pixels = images.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(i) for i in pixels]
 
 # %% ../10_autoencoder_training.ipynb #47a79318
 def sheet(images, cols):
@@ -92,16 +102,21 @@ def save_sheet(images, cols, name, out):
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet(images, cols).save(file, quality=80, method=6)
 
-# %% ../10_autoencoder_training.ipynb #ee612d0b
+# %% ../10_autoencoder_training.ipynb #8131ffa4
 @torch.no_grad()
 def scale_factor(vae, pictures, n=256, seed=77_777):
-    "One over the standard deviation of sampled latents of `n` composites: times this, latents have variance 1 (LDM, Rombach et al. 2022, G)."
-    parts = [vae.encode(pictures.batch(32, seed + i)[0].to(vae.device, vae.dtype)).latent_dist.sample() for i in range(n // 32)]
+    """One over the standard deviation of sampled latents of `n` composites.
+
+    Times this, latents have variance 1 (LDM, Rombach et al. 2022, G)."""
+    batches = (pictures.batch(32, seed + i)[0].to(vae.device, vae.dtype) for i in range(n // 32))
+    parts = [vae.encode(pixels).latent_dist.sample() for pixels in batches]
     return 1 / torch.cat(parts).float().std().item()
 
-# %% ../10_autoencoder_training.ipynb #7063b44d
+# %% ../10_autoencoder_training.ipynb #5b34f67f
 def psnr_report(pictures, curve_file, out, n=64, seed=999_999):
-    "A `report` for `fit` that keeps the PSNR of `n` composites in `curve_file` and a sheet of round trips in `out`; and that curve, a dict."
+    """A `report` for `fit`, and the curve of PSNR that it draws up, a dict.
+
+    The report keeps the PSNR of `n` composites in `curve_file` and a sheet of round trips in `out`."""
     curve = json.loads(curve_file.read_text()) if curve_file.exists() else {}
     test, _ = pictures.batch(n, seed)
     def report(step, module):
@@ -109,14 +124,15 @@ def psnr_report(pictures, curve_file, out, n=64, seed=999_999):
         curve[str(step)] = round(batch_psnr(test, decoded).mean().item(), 2)
         curve_file.parent.mkdir(parents=True, exist_ok=True), curve_file.write_text(json.dumps(curve))
         print(f"      PSNR {curve[str(step)]:.2f} dB", flush=True)
-        save_sheet([i for k in (0, 8, 16) for i in to_pil(test[k:k + 8]) + to_pil(decoded[k:k + 8])], 8, "vae", out)
+        pairs = [i for k in (0, 8, 16) for i in to_pil(test[k:k + 8]) + to_pil(decoded[k:k + 8])]
+        save_sheet(pairs, 8, "vae", out)
     return report, curve
 
-# %% ../10_autoencoder_training.ipynb #105dfc4f
+# %% ../10_autoencoder_training.ipynb #1f9c68c5
 @call_parse
 def train_vae(
     steps: int = 3000,  # training steps
-    batch_size: int = 16,  # pictures a batch, a quarter of them of every subject and style, the others of what the UNet will learn
+    batch_size: int = 16,  # pictures a batch, a quarter of them of anything, the others as for the UNet
     lr: float = 1e-3,  # highest learning rate
     work: str = ".train/vae",  # folder for the checkpoint
     out: str = None,  # model folder (default: data/pocket-sd)
@@ -128,9 +144,10 @@ def train_vae(
     torch.manual_seed(0)
     vae, everything = AutoencoderKL.from_pretrained(start) if start else pocket_vae(), Pictures()
     report, curve = psnr_report(everything, Path(work) / "psnr.json", out)
-    shares = [(Pictures(splits=("train",), styles=POCKET_STYLES), batch_size - batch_size // 4), (everything, batch_size // 4)]
-    losses = vae_training(vae, shares, steps, lr=lr, mixed_precision=mixed_precision, seed=1, ema_decay=.998,
-                          checkpoint=Path(work) / "checkpoint.pt", report=report)
+    to_learn, quarter = Pictures(splits=("train",), styles=POCKET_STYLES), batch_size // 4
+    shares = [(to_learn, batch_size - quarter), (everything, quarter)]
+    losses = vae_training(vae, shares, steps, lr=lr, mixed_precision=mixed_precision, seed=1,
+                          ema_decay=.998, checkpoint=Path(work) / "checkpoint.pt", report=report)
     report(steps, vae)
     vae.register_to_config(scaling_factor=scale_factor(vae, everything))
     save_fp16(vae, out / "vae")

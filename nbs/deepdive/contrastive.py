@@ -8,7 +8,7 @@ __all__ = ['BACKGROUNDS', 'STYLES', 'TRAINED_STYLES', 'POCKET_STYLES', 'DRAWN', 
            'contrastive_training', 'smooth', 'plot_losses', 'save_fp16', 'record', 'earlier_runs', 'training_record',
            'thinned', 'plot_runs', 'retrieval_accuracy', 'train_text']
 
-# %% ../09_contrastive.ipynb #ce846d21
+# %% ../09_contrastive.ipynb #ecdf2657
 import copy
 import csv
 import json
@@ -26,21 +26,25 @@ from diffusers.training_utils import EMAModel
 from fastcore.script import call_parse
 from PIL import Image
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection)
 
 from .guidance import (
-    Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor, img2img, initial_latents,
-    latents_to_pil, load_embedding, load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images,
-    text_embeddings_from, to_rgb, token_embeddings_of)
+    Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step,
+    image_tensor, img2img, initial_latents, latents_to_pil, load_embedding, load_models, mean_difference,
+    pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images, text_embeddings_from, to_rgb,
+    token_embeddings_of)
 
-# %% ../09_contrastive.ipynb #d02b89a1
-BACKGROUNDS = dict(white=(245, 245, 245), black=(24, 24, 28), grey=(140, 140, 146), red=(214, 50, 50), orange=(243, 140, 40),
-                   yellow=(250, 214, 70), green=(80, 175, 84), blue=(56, 122, 222), purple=(138, 74, 190), pink=(246, 152, 192))
+# %% ../09_contrastive.ipynb #d1eaac22
+BACKGROUNDS = dict(white=(245, 245, 245), black=(24, 24, 28), grey=(140, 140, 146), red=(214, 50, 50),
+                   orange=(243, 140, 40), yellow=(250, 214, 70), green=(80, 175, 84), blue=(56, 122, 222),
+                   purple=(138, 74, 190), pink=(246, 152, 192))
 STYLES = {
     "3d render": ["a 3d render of {}", "a 3d picture of {}", "{}, 3d render", "a photo of {}"],
     "flat illustration": ["a flat illustration of {}", "a flat picture of {}", "{}, flat illustration"],
     "cartoon": ["a cartoon of {}", "a cartoon drawing of {}", "{}, cartoon style"],
-    "watercolor painting": ["a watercolor painting of {}", "a watercolor of {}", "a painting of {} in the style of a watercolor"],
+    "watercolor painting": ["a watercolor painting of {}", "a watercolor of {}",
+                            "a painting of {} in the style of a watercolor"],
     "oil painting": ["an oil painting of {}", "oil painting of {}", "{} (oil on canvas)"],
     "pencil sketch": ["a pencil sketch of {}", "a pencil drawing of {}", "{}, pencil sketch"],
     "pixel art": ["pixel art of {}", "a pixel art picture of {}", "{}, pixel art"],
@@ -61,42 +65,51 @@ class Composite(NamedTuple):
     style: str
     background: str
 
-# %% ../09_contrastive.ipynb #974a381f
+# %% ../09_contrastive.ipynb #b27ba73e
 class Pictures:
     """The pictures of data/emoji, and composites of them.
 
-    `splits` and `styles` choose rows of its metadata.csv, `subjects` (a list of names) chooses by name instead of by split.
-    `widths` bounds the subject's share of the picture's width, `mirror` is the share of mirrored ones.
-    Raises ValueError for a subject or style that is not there."""
-    def __init__(self, splits=("train", "extra"), styles=TRAINED_STYLES, subjects=None, widths=(.78, .94), mirror=.5, folder=None):
+    `splits` and `styles` choose rows of its metadata.csv, `subjects` (a list of names) chooses by name
+    instead of by split. `widths` bounds the subject's share of the picture's width, `mirror` is the share
+    of mirrored ones. Raises ValueError for a subject or style that is not there."""
+    def __init__(self, splits=("train", "extra"), styles=TRAINED_STYLES, subjects=None, widths=(.78, .94),
+                 mirror=.5, folder=None):
         self.folder, self.widths, self.mirror = Path(folder or data_folder() / "emoji"), widths, mirror
         with (self.folder / "metadata.csv").open(encoding="utf-8") as f: rows = list(csv.DictReader(f))
         want = set(subjects or (r["subject"] for r in rows if r["split"] in splits))
-        if missing := want - {r["subject"] for r in rows}: raise ValueError(f"no pictures of {sorted(missing)} in {self.folder}")
+        if missing := want - {r["subject"] for r in rows}:
+            raise ValueError(f"no pictures of {sorted(missing)} in {self.folder}")
         if missing := set(styles) - {r["style"] for r in rows}:
             raise ValueError(f"no pictures in the style {sorted(missing)}; there are: {list(STYLES)}")
         rows = [r for r in rows if r["subject"] in want]
         self.files = {(r["subject"], r["style"]): r["file_name"] for r in rows if r["style"] in styles}
-        self.synonyms = {r["subject"]: [r["subject"], *filter(None, r["synonyms"].split(";"))] for r in rows}
+        self.synonyms = {r["subject"]: [r["subject"], *filter(None, r["synonyms"].split(";"))]
+                         for r in rows}
         self.subjects, self.styles, self._cache = sorted(want), list(styles), {}
         with (self.folder / "held_out.csv").open(encoding="utf-8") as f:
             self.held_out = {(r["subject"], r["style"], r["background"]) for r in csv.DictReader(f)}
 
-# %% ../09_contrastive.ipynb #861262bf
+# %% ../09_contrastive.ipynb #04f43a2c
 def cutout(self, subject, style):
     "The 128 x 128 picture of `subject` in `style`, mode RGBa."
-    if (subject, style) not in self.files: raise KeyError(f"no picture of {subject!r} in the style {style!r}")
+    if (subject, style) not in self.files:
+        raise KeyError(f"no picture of {subject!r} in the style {style!r}")
     if (subject, style) not in self._cache:
         self._cache[subject, style] = Image.open(self.folder / self.files[subject, style]).convert("RGBa")
     return self._cache[subject, style]
 
+# %% ../09_contrastive.ipynb #bd2a1c8c
 def compose(self, rng, subject, style, background, size=128):
-    "One RGB picture: at a random place, of a random width, perhaps mirrored, on a colour that varies by up to 8 of 255."
+    """One RGB picture: `subject` at a random place, of a random width, perhaps mirrored.
+
+    The background's colour varies by up to 8 of 255."""
     colour = tuple(min(255, max(0, c + rng.randint(-8, 8))) for c in BACKGROUNDS[background])
     width = round(size * rng.uniform(*self.widths))
-    cut = self.cutout(subject, style).resize((width, width), Image.NEAREST if style == "pixel art" else Image.LANCZOS)
+    resample = Image.NEAREST if style == "pixel art" else Image.LANCZOS
+    cut = self.cutout(subject, style).resize((width, width), resample)
     if rng.random() < self.mirror: cut = cut.transpose(Image.FLIP_LEFT_RIGHT)
-    above, (x, y) = np.asarray(cut, dtype=np.float32), (rng.randint(0, size - width), rng.randint(0, size - width))
+    above = np.asarray(cut, dtype=np.float32)
+    x, y = rng.randint(0, size - width), rng.randint(0, size - width)
     pixels = np.full((size, size, 3), colour, dtype=np.float32)
     below = pixels[y:y + width, x:x + width]
     below[:] = above[..., :3] + below * (1 - above[..., 3:] / 255)
@@ -104,7 +117,7 @@ def compose(self, rng, subject, style, background, size=128):
 
 Pictures.cutout, Pictures.compose = cutout, compose
 
-# %% ../09_contrastive.ipynb #1fef4009
+# %% ../09_contrastive.ipynb #a1f11607
 def caption(self, rng, subject, style, background):
     "One of many wordings; a 3D render may go without its style word, any picture without its background."
     names = self.synonyms[subject]
@@ -114,8 +127,11 @@ def caption(self, rng, subject, style, background):
     wording = rng.choice(STYLES[style] + NO_STYLE * (style == "3d render")).format(name)
     return wording + (rng.choice(ON_BACKGROUND).format(background) if rng.random() < .65 else "")
 
+# %% ../09_contrastive.ipynb #59975004
 def draw(self, rng, subject=None, style=None, background=None, size=128):
-    "One Composite; what is left open is taken from `rng` (a random.Random). Held out is only drawn if subject and style are asked for."
+    """One Composite; what is left open is taken from `rng` (a random.Random).
+
+    What is held out is drawn only if subject and style are asked for."""
     while True:
         s, b = subject or rng.choice(self.subjects), background or rng.choice(list(BACKGROUNDS))
         st = style or rng.choices(self.styles, [2 if x in DRAWN else 1 for x in self.styles])[0]
@@ -124,83 +140,104 @@ def draw(self, rng, subject=None, style=None, background=None, size=128):
 
 Pictures.caption, Pictures.draw = caption, draw
 
-# %% ../09_contrastive.ipynb #646499cc
+# %% ../09_contrastive.ipynb #8a40636d
 def batch(self, n, seed, **fixed):
-    "`n` Composites and their pictures, (n, 3, size, size) in [-1, 1]; one seed, one batch. `fixed` goes to `draw`."
+    """`n` Composites and their pictures, (n, 3, size, size) in [-1, 1]; one seed, one batch.
+
+    `fixed` goes to `draw`."""
     rng = random.Random(seed)
     drawn = [self.draw(rng, **fixed) for _ in range(n)]
     return image_tensor([d.image for d in drawn]), drawn
 
 Pictures.batch = batch
 
-# %% ../09_contrastive.ipynb #c57e02a6
+# %% ../09_contrastive.ipynb #adb325d8
 def pocket_text_encoder(width=128, layers=3):
     "An untrained CLIPTextModel; `pooler_output` is the state at the first end-of-text token, (B, width)."
-    return CLIPTextModel(CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4,
-                                        projection_dim=width, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407))
+    return CLIPTextModel(CLIPTextConfig(
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4,
+        projection_dim=width, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407))
 
+# %% ../09_contrastive.ipynb #0d9ec400
 def pocket_image_encoder(width=128, layers=4, projection=128):
-    "An untrained CLIPVisionModelWithProjection for 64 x 64 pictures in [-1, 1]; `image_embeds` is (B, projection)."
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4, image_size=64, patch_size=8,
-        projection_dim=projection))
+    """An untrained CLIPVisionModelWithProjection for 64 x 64 pictures in [-1, 1].
 
-# %% ../09_contrastive.ipynb #e8fb402e
+    Its `image_embeds` is (B, projection)."""
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4,
+        image_size=64, patch_size=8, projection_dim=projection))
+
+# %% ../09_contrastive.ipynb #60946ee5
 def pocket_tokenizer(folder=None):
     "CLIP's own tokenizer, from data/pocket-sd/tokenizer."
     return CLIPTokenizer.from_pretrained(folder or data_folder() / "pocket-sd" / "tokenizer")
 
+# %% ../09_contrastive.ipynb #fbff02c2
 def text_features(text_encoder, tokenizer, captions):
     "B captions -> (B, width), each of length 1."
-    ids = tokenizer(list(captions), padding=True, truncation=True, max_length=77, return_tensors="pt").input_ids
-    return F.normalize(text_encoder(ids.to(text_encoder.device)).pooler_output.float(), dim=-1)
+    tokens = tokenizer(list(captions), padding=True, truncation=True, max_length=77, return_tensors="pt")
+    states = text_encoder(tokens.input_ids.to(text_encoder.device))
+    return F.normalize(states.pooler_output.float(), dim=-1)
 
 def image_features(image_encoder, pixels):
-    "(B, 3, H, W) in [-1, 1] -> (B, projection), each of length 1. Pictures larger than the encoder's are averaged down."
+    "(B, 3, H, W) in [-1, 1] -> (B, projection), each of length 1. Larger pictures are averaged down."
     side = image_encoder.config.image_size
     if pixels.shape[-1] != side: pixels = F.adaptive_avg_pool2d(pixels, side)
     return F.normalize(image_encoder(pixels.to(image_encoder.dtype)).image_embeds.float(), dim=-1)
 
-# %% ../09_contrastive.ipynb #0521676f
+# %% ../09_contrastive.ipynb #195fb112
 @torch.no_grad()
 def similarity_table(text_encoder, image_encoder, tokenizer, captions, images):
     "Dot products of every caption (rows) with every picture (columns), (n, m) in [-1, 1]."
-    return text_features(text_encoder, tokenizer, captions) @ image_features(image_encoder, image_tensor(images).to(image_encoder.device)).T
+    images = image_tensor(images).to(image_encoder.device)
+    return text_features(text_encoder, tokenizer, captions) @ image_features(image_encoder, images).T
 
+# %% ../09_contrastive.ipynb #21b1b3fe
 def show_table(table, captions, images, title=None):
     "Draw a similarity table with its pictures above and its captions at the left."
-    figure, axes = plt.subplots(2, 1, figsize=(1.3 * len(images) + 2, .55 * len(captions) + 1.5), layout="constrained",
-                                height_ratios=[1.3, .55 * len(captions)])
+    figure, axes = plt.subplots(2, 1, figsize=(1.3 * len(images) + 2, .55 * len(captions) + 1.5),
+                                layout="constrained", height_ratios=[1.3, .55 * len(captions)])
     strip = np.concatenate([np.asarray(i) for i in images], 1)
-    axes[0].imshow(strip, extent=(-.5, len(images) - .5, 0, 1), aspect="auto"), axes[0].axis("off"), axes[0].set_title(title, fontsize=9)
+    axes[0].imshow(strip, extent=(-.5, len(images) - .5, 0, 1), aspect="auto")
+    axes[0].axis("off"), axes[0].set_title(title, fontsize=9)
     axes[1].imshow(table, cmap="Blues", vmin=-.2, vmax=1, aspect="auto")
     axes[1].set_yticks(range(len(captions)), captions, fontsize=8), axes[1].set_xticks([])
     for i, row in enumerate(table):
-        for j, v in enumerate(row): axes[1].text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=8, color="white" if v > .6 else "black")
+        for j, v in enumerate(row):
+            axes[1].text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=8,
+                         color="white" if v > .6 else "black")
     plt.show()
 
-# %% ../09_contrastive.ipynb #a8c7b122
+# %% ../09_contrastive.ipynb #9708ceb8
 class ContrastiveLoss(nn.Module):
-    "pixels (B, 3, H, W) in [-1, 1] and B captions -> scalar: the mean of both cross-entropies over the B x B table (CLIP, Radford et al. 2021)."
+    """pixels (B, 3, H, W) in [-1, 1] and B captions -> scalar: CLIP's loss (Radford et al. 2021).
+
+    It is the mean of both cross-entropies over the B x B table."""
     def __init__(self, text_encoder, image_encoder, tokenizer):
         super().__init__()
         self.text_encoder, self.image_encoder, self.tokenizer = text_encoder, image_encoder, tokenizer
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / .07)))
 
     def forward(self, pixels, captions):
-        table = text_features(self.text_encoder, self.tokenizer, captions) @ image_features(self.image_encoder, pixels).T
-        logits, own = table * self.log_scale.exp().clamp(max=100), torch.arange(len(table), device=table.device)
+        texts = text_features(self.text_encoder, self.tokenizer, captions)
+        table = texts @ image_features(self.image_encoder, pixels).T
+        logits = table * self.log_scale.exp().clamp(max=100)
+        own = torch.arange(len(table), device=table.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
-# %% ../09_contrastive.ipynb #1c149774
+# %% ../09_contrastive.ipynb #4325dabc
 def learning_rate(step, steps, lr, warmup=50, final=.02):
     "A linear warm-up over `warmup` steps, then half a cosine down to `final` x `lr`."
-    return lr * (final + (1 - final) * .5 * (1 + math.cos(math.pi * step / steps))) * min(1, (step + 1) / warmup)
+    cosine = .5 * (1 + math.cos(math.pi * step / steps))
+    return lr * (final + (1 - final) * cosine) * min(1, (step + 1) / warmup)
 
+# %% ../09_contrastive.ipynb #7eaa646b
 def load_checkpoint(file, device="cpu"):
-    "The checkpoint that `fit` wrote to `file`, or None where there is none. Only tensors and plain values are read."
-    return torch.load(file, map_location=device, weights_only=True) if file and Path(file).exists() else None
+    "The checkpoint that `fit` wrote to `file`, or None. Only tensors and plain values are read."
+    exists = file and Path(file).exists()
+    return torch.load(file, map_location=device, weights_only=True) if exists else None
 
+# %% ../09_contrastive.ipynb #e4021f0b
 def save_checkpoint(file, **state):
     "Write `state` to `file` in one piece: an interruption leaves the old file whole."
     file = Path(file)
@@ -208,6 +245,7 @@ def save_checkpoint(file, **state):
     torch.save(state, file.with_suffix(".new"))
     file.with_suffix(".new").replace(file)
 
+# %% ../09_contrastive.ipynb #d9f39cfc
 def resume(file, device, module, optimizer, ema=None):
     "Put the checkpoint `file`, where there is one, into all three; returns the losses so far."
     saved = load_checkpoint(file, device)
@@ -216,14 +254,15 @@ def resume(file, device, module, optimizer, ema=None):
     if ema: ema.load_state_dict(saved["ema"])
     return saved["losses"]
 
-# %% ../09_contrastive.ipynb #177207be
-def fit(module, make_batch, steps, lr=1e-3, warmup=50, weight_decay=.01, ema_decay=None, checkpoint=None, save_every=200,
-        mixed_precision="no", report=None, report_every=200, seed=0):
+# %% ../09_contrastive.ipynb #d9265cac
+def fit(module, make_batch, steps, lr=1e-3, warmup=50, weight_decay=.01, ema_decay=None, checkpoint=None,
+        save_every=200, mixed_precision="no", report=None, report_every=200, seed=0):
     """Train `module` by AdamW for `steps` steps in all; returns the loss of each.
 
-    `module(*make_batch(seed))` gives a scalar. Every step has a seed of its own, so a run that goes on from its `checkpoint` (a file)
-    sees the pictures that it would have seen. With `ema_decay` the module ends with the moving average of its weights.
-    `report(step, module)` is called every `report_every` steps. mixed_precision: "no", "bf16" or "fp16", as Accelerate has it."""
+    `module(*make_batch(seed))` gives a scalar. Every step has a seed of its own, so a run that goes on from
+    its `checkpoint` (a file) sees the pictures that it would have seen. With `ema_decay` the module ends
+    with the moving average of its weights. `report(step, module)` is called every `report_every` steps.
+    mixed_precision: "no", "bf16" or "fp16", as Accelerate has it."""
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=choose_device()[0].type == "cpu")
     torch.manual_seed(seed)
     params = [p for p in module.to(accelerator.device).train().parameters() if p.requires_grad]
@@ -233,8 +272,9 @@ def fit(module, make_batch, steps, lr=1e-3, warmup=50, weight_decay=.01, ema_dec
     net, optimizer = accelerator.prepare(module, optimizer)
     for step in range(len(losses), steps):
         for group in optimizer.param_groups: group["lr"] = learning_rate(step, steps, lr, warmup)
-        batch = make_batch((seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index)
-        with accelerator.autocast(): loss = net(*[b.to(accelerator.device) if torch.is_tensor(b) else b for b in batch])
+        own_seed = (seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
+        batch = [b.to(accelerator.device) if torch.is_tensor(b) else b for b in make_batch(own_seed)]
+        with accelerator.autocast(): loss = net(*batch)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(params, 1.)
         optimizer.step(), optimizer.zero_grad()
@@ -242,7 +282,8 @@ def fit(module, make_batch, steps, lr=1e-3, warmup=50, weight_decay=.01, ema_dec
         losses.append(loss.item())
         last = step + 1 == steps
         if accelerator.is_main_process and checkpoint and (last or (step + 1) % save_every == 0):
-            save_checkpoint(checkpoint, module=module.state_dict(), optimizer=optimizer.state_dict(), losses=losses, ema=ema and ema.state_dict())
+            save_checkpoint(checkpoint, module=module.state_dict(), optimizer=optimizer.state_dict(),
+                            losses=losses, ema=ema and ema.state_dict())
         if accelerator.is_main_process and (last or (step + 1) % report_every == 0):
             print(f"step {step + 1:5} of {steps}   loss {np.mean(losses[-report_every:]):.4f}", flush=True)
             if report: report(step + 1, module)
@@ -250,19 +291,21 @@ def fit(module, make_batch, steps, lr=1e-3, warmup=50, weight_decay=.01, ema_dec
     module.eval()
     return losses
 
-# %% ../09_contrastive.ipynb #c19cca41
-def contrastive_training(pictures, text_encoder, image_encoder, tokenizer, steps, batch_size=128, **settings):
+# %% ../09_contrastive.ipynb #75294ea2
+def contrastive_training(pictures, text_encoder, image_encoder, tokenizer, steps, batch_size=128,
+                         **settings):
     "Train both encoders on `pictures`; returns the losses. Further `settings` go to `fit`."
     def make_batch(seed):
         pixels, drawn = pictures.batch(batch_size, seed, size=image_encoder.config.image_size)
         return pixels, [d.caption for d in drawn]
     return fit(ContrastiveLoss(text_encoder, image_encoder, tokenizer), make_batch, steps, **settings)
 
-# %% ../09_contrastive.ipynb #b4c1d808
+# %% ../09_contrastive.ipynb #bb17e318
 def smooth(values, width=20):
     "Running mean over `width` values, as long as the input less `width` - 1."
     return np.convolve(values, np.ones(width) / width, mode="valid")
 
+# %% ../09_contrastive.ipynb #86a372a2
 def plot_losses(losses, title, width=20, ylabel="loss", log=False):
     "Draw a training curve, smoothed over `width` steps."
     figure, ax = plt.subplots(figsize=(5, 2.4), layout="constrained")
@@ -271,36 +314,41 @@ def plot_losses(losses, title, width=20, ylabel="loss", log=False):
     if log: ax.set_yscale("log")
     plt.show()
 
-# %% ../09_contrastive.ipynb #5e9faaad
+# %% ../09_contrastive.ipynb #a1751376
 def save_fp16(model, folder):
     """Save `model` as fp16 safetensors in `folder`, with a config that says float32.
 
-    transformers would otherwise load in the file's dtype while diffusers loads float32, and the two could not be called together."""
+    transformers would otherwise load in the file's dtype while diffusers loads float32, and the two could
+    not be called together."""
     copy.deepcopy(model).half().save_pretrained(folder)
     file = Path(folder) / "config.json"
     config = json.loads(file.read_text())
     if "dtype" in config: file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
 
+# %% ../09_contrastive.ipynb #f95e3ccc
 def record(name, out, **values):
     "Write what a long run measured to training/`name`.json below the model's folder `out`."
     file = Path(out) / "training" / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(values) + "\n")
 
+# %% ../09_contrastive.ipynb #4a60b962
 def earlier_runs(name, start=None):
     "The runs on record for the weights in the folder `start`, from which training goes on: [] for none."
     return training_record(name, Path(start).parent)["runs"] if start else []
 
 def training_record(name, model=None):
     "Read what `record` wrote, as a dict."
-    return json.loads((Path(model or data_folder() / "pocket-sd") / "training" / f"{name}.json").read_text())
+    folder = Path(model or data_folder() / "pocket-sd") / "training"
+    return json.loads((folder / f"{name}.json").read_text())
 
-# %% ../09_contrastive.ipynb #d48bc878
+# %% ../09_contrastive.ipynb #ba7a3803
 def thinned(losses, points=400):
     "Means over equal stretches of a long list of losses, at most `points` of them, rounded to 5 digits."
-    return [round(float(part.mean()), 5) for part in np.array_split(np.asarray(losses), min(points, len(losses)))]
+    parts = np.array_split(np.asarray(losses), min(points, len(losses)))
+    return [round(float(part.mean()), 5) for part in parts]
 
-# %% ../09_contrastive.ipynb #9827a062
+# %% ../09_contrastive.ipynb #95b44853
 def plot_runs(runs, title, ylabel="loss", width=5):
     "Draw recorded training runs, each of which went on from the weights of the one before."
     figure, ax = plt.subplots(figsize=(5, 2.4), layout="constrained")
@@ -312,20 +360,23 @@ def plot_runs(runs, title, ylabel="loss", width=5):
     ax.set(xlabel="training step", ylabel=ylabel, title=f"{title}: {begin} steps", yscale="log")
     plt.show()
 
-# %% ../09_contrastive.ipynb #9123797c
+# %% ../09_contrastive.ipynb #aab45d07
 @torch.no_grad()
 def retrieval_accuracy(text_encoder, image_encoder, tokenizer, pictures, n=256, seed=99_991):
-    "Of `n` composites with distinct meanings that all name style and background: share whose own caption scores highest among all n."
+    """Of `n` composites, the share whose own caption scores highest among all n.
+
+    They have distinct meanings, and all captions name style and background."""
     rng, seen = random.Random(seed), {}
     while len(seen) < n:
         d = pictures.draw(rng, size=image_encoder.config.image_size)
         article = "an" if d.style[0] in "aeiou" else "a"
-        seen[d.subject, d.style, d.background] = d.image, f"{article} {d.style} of a {d.subject} on a {d.background} background"
+        wording = f"{article} {d.style} of a {d.subject} on a {d.background} background"
+        seen[d.subject, d.style, d.background] = d.image, wording
     images, captions = zip(*seen.values())
     table = similarity_table(text_encoder, image_encoder, tokenizer, captions, images)
     return (table.argmax(0).cpu() == torch.arange(n)).float().mean().item()
 
-# %% ../09_contrastive.ipynb #7d0939c3
+# %% ../09_contrastive.ipynb #a892995b
 @call_parse
 def train_text(
     steps: int = 900,  # training steps
@@ -340,9 +391,11 @@ def train_text(
     tokenizer, pictures = pocket_tokenizer(), Pictures()
     torch.manual_seed(0)
     text_encoder, image_encoder = pocket_text_encoder(), pocket_image_encoder()
-    losses = contrastive_training(pictures, text_encoder, image_encoder, tokenizer, steps, batch_size, lr=lr, report_every=50,
-                                  checkpoint=Path(work) / "checkpoint.pt", mixed_precision=mixed_precision, seed=1)
+    losses = contrastive_training(
+        pictures, text_encoder, image_encoder, tokenizer, steps, batch_size, lr=lr, report_every=50,
+        checkpoint=Path(work) / "checkpoint.pt", mixed_precision=mixed_precision, seed=1)
     accuracy = retrieval_accuracy(text_encoder, image_encoder, tokenizer, pictures)
     print(f"retrieval accuracy among 256: {accuracy:.1%}")
     save_fp16(text_encoder, out / "text_encoder"), save_fp16(image_encoder, out / "image_encoder")
-    record("text", out, accuracy=accuracy, runs=[dict(steps=steps, batch_size=batch_size, losses=thinned(losses))])
+    run = dict(steps=steps, batch_size=batch_size, losses=thinned(losses))
+    record("text", out, accuracy=accuracy, runs=[run])

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['decode', 'guided_txt2img', 'loss_gradient']
 
-# %% ../07_guidance.ipynb #01f81e88
+# %% ../07_guidance.ipynb #fda75af1
 import copy
 
 import matplotlib.pyplot as plt
@@ -12,29 +12,33 @@ import torch
 import torch.nn.functional as F
 
 from .schedulers import (
-    Models, add_token, attention_maps, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor, img2img,
-    initial_latents, latents_to_pil, load_embedding, load_models, mean_difference, noise_predictor, pil_to_latents, predict_noise, psnr, quiet,
-    saturation, save_embedding, show_images, sigma_schedule, text_embeddings_from, to_rgb, token_embeddings_of, txt2img)
+    Models, add_token, attention_maps, check_answer, choose_device, data_folder, denoise, encode_prompt,
+    first_step, image_tensor, img2img, initial_latents, latents_to_pil, load_embedding, load_models,
+    mean_difference, noise_predictor, pil_to_latents, predict_noise, psnr, quiet, saturation,
+    save_embedding, show_images, sigma_schedule, text_embeddings_from, to_rgb, token_embeddings_of, txt2img)
 
-# %% ../07_guidance.ipynb #ac73286d
+# %% ../07_guidance.ipynb #b284f958
 def decode(vae, latents):
-    "Scaled latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w), about [0, 1] and not clamped, so that gradients flow."
+    "Scaled latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w), about [0, 1]; not clamped, so gradients flow."
     return vae.decode(latents / vae.config.scaling_factor).sample / 2 + .5
 
-# %% ../07_guidance.ipynb #bc72fa04
-def guided_txt2img(models, prompt, loss_fn, loss_scale=40., every=5, through_unet=False, negative_prompt="", num_inference_steps=50,
-                   guidance_scale=8., seed=32, report=None):
-    """Euler's loop with, every `every` steps, a step down the gradient of `loss_fn`: x <- x - loss_scale * sigma² * gradient. A list of PIL images.
+# %% ../07_guidance.ipynb #93fa957e
+def guided_txt2img(models, prompt, loss_fn, loss_scale=40., every=5, through_unet=False,
+                   negative_prompt="", num_inference_steps=50, guidance_scale=8., seed=32, report=None):
+    """Euler's loop with, every `every` steps, a step down the gradient of `loss_fn`; a list of PIL images.
 
-    `loss_fn` takes the decoded expected end, (B, 3, H, W) in about [0, 1], and returns a scalar. With `through_unet` the gradient also flows
-    through the noise prediction; without, the noise counts as a constant. `report(i, loss)` is called at each push. Lecture 9A, 36:30."""
+    That step is x <- x - loss_scale * sigma² * gradient. `loss_fn` takes the decoded expected end,
+    (B, 3, H, W) in about [0, 1], and returns a scalar. With `through_unet` the gradient also flows through
+    the noise prediction; without, the noise counts as a constant. `report(i, loss)` is called at each push.
+    Lecture 9A, 36:30."""
     if every < 1: raise ValueError(f"every must be at least 1, not {every}")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     embeddings, negative = encode_prompt(models, prompts), encode_prompt(models, negative_prompt)
     timesteps, sigmas = (v.to(models.device) for v in sigma_schedule(models, num_inference_steps))
-    x = initial_latents(models, len(prompts), seed) * sigmas[0].to(models.dtype)
+    sigmas = sigmas.to(models.dtype)
+    x = initial_latents(models, len(prompts), seed) * sigmas[0]
     noise_at = noise_predictor(models, embeddings, negative, guidance_scale)
-    for i, (t, sigma, next_sigma) in enumerate(zip(timesteps, sigmas.to(models.dtype), sigmas[1:].to(models.dtype))):
+    for i, (t, sigma, next_sigma) in enumerate(zip(timesteps, sigmas, sigmas[1:])):
         if i % every == 0:
             loss, gradient = loss_gradient(models, x, sigma, t, noise_at, loss_fn, through_unet)
             x = x - loss_scale * sigma**2 * gradient
@@ -42,12 +46,14 @@ def guided_txt2img(models, prompt, loss_fn, loss_scale=40., every=5, through_une
         x = x + noise_at(x, sigma, t) * (next_sigma - sigma)
     return latents_to_pil(models.vae, x)
 
-# %% ../07_guidance.ipynb #ffb40ea1
+# %% ../07_guidance.ipynb #38428242
 def loss_gradient(models, x, sigma, t, noise_at, loss_fn, through_unet=False):
     "(loss, its gradient with respect to noisy latents x) for the decoded expected end x - sigma * noise."
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         noise = noise_at(x if through_unet else x.detach(), sigma, t)
         loss = loss_fn(decode(models.vae, x - sigma * noise))
-        if loss.ndim: raise ValueError(f"loss_fn must return a single number, not a tensor of shape {tuple(loss.shape)}: take its mean")
+        if loss.ndim:
+            raise ValueError("loss_fn must return a single number, "
+                             f"not a tensor of shape {tuple(loss.shape)}: take its mean")
         return loss.item(), torch.autograd.grad(loss, x)[0]

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['first_step', 'img2img']
 
-# %% ../02_image_to_image.ipynb #2264334e
+# %% ../02_image_to_image.ipynb #6f6494a6
 import copy
 
 import matplotlib.pyplot as plt
@@ -11,34 +11,46 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .autoencoder import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, image_tensor, initial_latents, latents_to_pil, load_models,
-    mean_difference, pil_to_latents, predict_noise, psnr, quiet, show_images, to_rgb)
+from deepdive.autoencoder import (
+    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, image_tensor, initial_latents,
+    latents_to_pil, load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, show_images,
+    to_rgb)
 
-# %% ../02_image_to_image.ipynb #fec81cf0
+# %% ../02_image_to_image.ipynb #acc1a345
 def first_step(strength, num_inference_steps):
-    "The step at which an image-to-image run of this strength starts, counted as diffusers does. Raises ValueError outside [0, 1]."
-    if not 0 <= strength <= 1: raise ValueError(f"strength must lie in [0, 1], not {strength}: 0 keeps the picture, 1 ignores it")
-    if num_inference_steps < 1: raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
+    """The step at which an image-to-image run of this strength starts, counted as diffusers does.
+
+    Raises ValueError outside [0, 1]."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], not {strength}: 0 keeps the picture, 1 ignores it")
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
     return num_inference_steps - int(num_inference_steps * strength)
 
-# %% ../02_image_to_image.ipynb #e36a8b76
+# %% ../02_image_to_image.ipynb #1e2e1365
 @torch.no_grad()
-def img2img(models, prompt, image, strength=.8, num_inference_steps=50, guidance_scale=7.5, negative_prompt="", seed=32, scheduler=None):
-    """Pictures like `image` (a PIL image, or a list of as many as there are prompts) that show `prompt` (a string or a list); a list of PIL images.
+def img2img(models, prompt, image, strength=.8, num_inference_steps=50, guidance_scale=7.5,
+            negative_prompt="", seed=32, scheduler=None):
+    """Pictures like `image` that show `prompt`; a list of PIL images.
 
-    The image's latents are noised to the step that `strength` in [0, 1] says, and denoised from there; 0 returns the round trip.
-    As in diffusers' pipeline, one generator of `seed` draws first the posterior's sample, then the noise. Lecture 9A, 03:55."""
-    prompts, scheduler = [prompt] if isinstance(prompt, str) else list(prompt), copy.deepcopy(scheduler or models.scheduler)
+    `image` is a PIL image, or a list of as many as there are prompts; `prompt` is a string or a list.
+    The image's latents are noised to the step that `strength` in [0, 1] says, and denoised from there;
+    0 returns the round trip. As in diffusers' pipeline, one generator of `seed` draws first the
+    posterior's sample, then the noise. Lecture 9A, 03:55."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    scheduler = copy.deepcopy(scheduler or models.scheduler)
     start, generator = first_step(strength, num_inference_steps), torch.Generator().manual_seed(seed)
     latents = pil_to_latents(models.vae, image, generator)
     if len(latents) == 1: latents = latents.expand(len(prompts), -1, -1, -1)
-    if len(latents) != len(prompts): raise ValueError(f"{len(latents)} images but {len(prompts)} prompts: give one image, or one for each prompt")
+    if len(latents) != len(prompts):
+        raise ValueError(f"{len(latents)} images but {len(prompts)} prompts: "
+                         "give one image, or one for each prompt")
     if start == num_inference_steps: return latents_to_pil(models.vae, latents)
     scheduler.set_timesteps(num_inference_steps, device=models.device)
     t = scheduler.timesteps[start * scheduler.order]
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     noisy = scheduler.add_noise(latents, noise, t.repeat(len(prompts)))
     embeddings, uncond = encode_prompt(models, prompts), encode_prompt(models, negative_prompt)
-    made = denoise(models, noisy, embeddings, uncond, num_inference_steps, guidance_scale, start * scheduler.order, scheduler, generator=generator)
+    made = denoise(models, noisy, embeddings, uncond, num_inference_steps, guidance_scale,
+                   start * scheduler.order, scheduler, generator=generator)
     return latents_to_pil(models.vae, made)

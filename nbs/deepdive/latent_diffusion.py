@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SCHEDULE', 'SHOWCASE', 'pocket_unet', 'write_scheduler', 'cache_latents', 'DiffusionLoss', 'unet_training',
            'unet_parts', 'train_unet', 'loss_by_timestep', 'Judge', 'JudgeLoss', 'train_judge', 'judge_images',
-           'border_colour', 'combinations', 'generate', 'scores', 'evaluate']
+           'border_colour', 'combinations', 'generate', 'scores', 'judged_images', 'behaviour', 'evaluate']
 
 # %% ../11_latent_diffusion.ipynb #de68cc05
 import json
@@ -31,78 +31,100 @@ from .autoencoder_training import (
     sheet, show_images, similarity_table, smooth, text_embeddings_from, text_features, thinned, to_pil,
     to_rgb, token_embeddings_of, training_record)
 
-# %% ../11_latent_diffusion.ipynb #75857368
+# %% ../11_latent_diffusion.ipynb #a7d63845
 def pocket_unet(channels=(64, 128, 192), width=128):
-    "An untrained UNet2DConditionModel for latents of 16 x 16 and text states of `width` numbers; 8.8 M parameters instead of 860 M."
-    return UNet2DConditionModel(sample_size=16, block_out_channels=channels, layers_per_block=1, cross_attention_dim=width, attention_head_dim=4,
-                                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-                                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
+    """An untrained UNet2DConditionModel for latents of 16 x 16 and text states of `width` numbers.
 
-# %% ../11_latent_diffusion.ipynb #055bf240
-SCHEDULE = dict(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", clip_sample=False,
-                set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1, trained_betas=None)
+    It has 8.8 M parameters instead of 860 M."""
+    return UNet2DConditionModel(
+        sample_size=16, block_out_channels=channels, layers_per_block=1,
+        cross_attention_dim=width, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
 
+# %% ../11_latent_diffusion.ipynb #57dc54ce
+SCHEDULE = dict(
+    num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear",
+    clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1, trained_betas=None)
+
+# %% ../11_latent_diffusion.ipynb #871b8492
 def write_scheduler(out):
     "Write SD 1.x's scheduler file, and the model_index.json that makes `out` a StableDiffusionPipeline."
     out = Path(out)
     (out / "scheduler").mkdir(parents=True, exist_ok=True)
     config = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.42.1", **SCHEDULE}
     (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    parts = dict(feature_extractor=[None, None], image_encoder=["transformers", "CLIPVisionModelWithProjection"], safety_checker=[None, None],
-                 scheduler=["diffusers", "PNDMScheduler"], text_encoder=["transformers", "CLIPTextModel"],
-                 tokenizer=["transformers", "CLIPTokenizer"], unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"])
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "requires_safety_checker": False, **parts}
+    parts = dict(
+        feature_extractor=[None, None], image_encoder=["transformers", "CLIPVisionModelWithProjection"],
+        safety_checker=[None, None], scheduler=["diffusers", "PNDMScheduler"],
+        text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
+        unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"])
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
+             "requires_safety_checker": False, **parts}
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
-# %% ../11_latent_diffusion.ipynb #235df965
+# %% ../11_latent_diffusion.ipynb #39128c4d
 @torch.no_grad()
 def cache_latents(vae, pictures, n, seed=0, batch_size=32):
-    "`n` composites -> dict of scaled latents (n, 4, 16, 16) in float16 and what each shows, as positions in subjects, styles, BACKGROUNDS."
+    """`n` composites -> dict of scaled latents (n, 4, 16, 16) in float16 and of what each shows.
+
+    `shown` is (n, 3): positions in subjects, styles, BACKGROUNDS."""
     latents, shown = [], []
     for start in range(0, n, batch_size):
         pixels, drawn = pictures.batch(min(batch_size, n - start), seed * 1_000_003 + start)
-        latents.append((vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.sample() * vae.config.scaling_factor).half().cpu())
-        shown += [(pictures.subjects.index(d.subject), pictures.styles.index(d.style), list(BACKGROUNDS).index(d.background)) for d in drawn]
+        sampled = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.sample()
+        latents.append((sampled * vae.config.scaling_factor).half().cpu())
+        shown += [(pictures.subjects.index(d.subject), pictures.styles.index(d.style),
+                   list(BACKGROUNDS).index(d.background)) for d in drawn]
     return dict(latents=torch.cat(latents), shown=torch.tensor(shown))
 
-# %% ../11_latent_diffusion.ipynb #6665ac22
+# %% ../11_latent_diffusion.ipynb #d7a52b48
 class DiffusionLoss(nn.Module):
-    """Scaled latents (B, 4, h, w) and text states (B, 77, width) -> scalar: the weighted squared error of the predicted noise.
+    """The weighted squared error of the predicted noise, a scalar.
 
-    `seed` draws timesteps and noise; with `per_sample` the unweighted errors (B,) and their timesteps come back instead."""
+    It takes scaled latents (B, 4, h, w) and text states (B, 77, width); `seed` draws timesteps and noise.
+    With `per_sample` the unweighted errors (B,) and their timesteps come back instead."""
     def __init__(self, unet, alphas_cumprod, snr_floor=.05, snr_cap=5.):
         super().__init__()
         self.unet, self.snr_floor, self.snr_cap = unet, snr_floor, snr_cap
         self.register_buffer("alphas_cumprod", alphas_cumprod.clone(), persistent=False)
 
     def forward(self, latents, text_states, seed, per_sample=False):
-        generator = torch.Generator().manual_seed(seed)
-        t = torch.randint(0, len(self.alphas_cumprod), (len(latents),), generator=generator).to(latents.device)
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        generator, device = torch.Generator().manual_seed(seed), latents.device
+        t = torch.randint(0, len(self.alphas_cumprod), (len(latents),), generator=generator).to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
         abar = self.alphas_cumprod[t][:, None, None, None]
         noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
-        error = (self.unet(noisy, t, encoder_hidden_states=text_states).sample.float() - noise).square().mean((1, 2, 3))
+        predicted = self.unet(noisy, t, encoder_hidden_states=text_states).sample.float()
+        error = (predicted - noise).square().mean((1, 2, 3))
         if per_sample: return error, t
         snr = (abar / (1 - abar)).flatten()
         return (error * snr.clamp(self.snr_floor, self.snr_cap) / snr).mean()
 
-# %% ../11_latent_diffusion.ipynb #15ba1b97
+# %% ../11_latent_diffusion.ipynb #493804a1
 def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, **settings):
-    "Train `models.unet` on cached latents with captions worded anew, `drop` of them empty. Further `settings` go to `fit`; returns the losses."
+    """Train `models.unet` on cached latents with captions worded anew; returns the losses.
+
+    `drop` is the share of empty captions. Further `settings` go to `fit`."""
     backgrounds = list(BACKGROUNDS)
     def make_batch(seed):
         rng = random.Random(seed)
         rows = rng.choices(range(len(cache["latents"])), k=batch_size)
-        captions = ["" if rng.random() < drop else pictures.caption(rng, pictures.subjects[s], pictures.styles[st], backgrounds[b])
+        captions = ["" if rng.random() < drop
+                    else pictures.caption(rng, pictures.subjects[s], pictures.styles[st], backgrounds[b])
                     for s, st, b in cache["shown"][rows].tolist()]
         return cache["latents"][rows].float(), encode_prompt(models, captions), seed
-    schedule = DDPMScheduler(beta_start=SCHEDULE["beta_start"], beta_end=SCHEDULE["beta_end"], beta_schedule=SCHEDULE["beta_schedule"])
-    if models.device.type == "cpu": models.unet.set_attn_processor(AttnProcessor())  # a third faster there, thanks to its backward pass
+    schedule = DDPMScheduler(beta_start=SCHEDULE["beta_start"], beta_end=SCHEDULE["beta_end"],
+                             beta_schedule=SCHEDULE["beta_schedule"])
+    if models.device.type == "cpu":  # a third faster there, thanks to its backward pass
+        models.unet.set_attn_processor(AttnProcessor())
     return fit(DiffusionLoss(models.unet, schedule.alphas_cumprod), make_batch, steps, **settings)
 
-# %% ../11_latent_diffusion.ipynb #30fa465d
+# %% ../11_latent_diffusion.ipynb #7d1b61b6
 def unet_parts(out, start=None):
-    "Models with the tokenizer, text encoder and VAE of the model folder `out`, and a UNet that is new, or read from the folder `start`."
+    """Models with the tokenizer, text encoder and VAE of the model folder `out`, and a UNet.
+
+    The UNet is new, or read from the folder `start`."""
     device, tokenizer = choose_device()[0], pocket_tokenizer(out / "tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder").to(device).eval()
     vae = AutoencoderKL.from_pretrained(out / "vae").to(device).eval()
@@ -110,7 +132,7 @@ def unet_parts(out, start=None):
     unet = UNet2DConditionModel.from_pretrained(start) if start else pocket_unet()
     return Models(tokenizer, text_encoder, vae, unet, None, device, torch.float32)
 
-# %% ../11_latent_diffusion.ipynb #0c64bb0c
+# %% ../11_latent_diffusion.ipynb #455329a1
 @call_parse
 def train_unet(
     steps: int = 1800,  # training steps
@@ -129,18 +151,22 @@ def train_unet(
     write_scheduler(out)
     (out / "subjects.txt").write_text("\n".join(pictures.subjects) + "\n", encoding="utf-8")
     cache = load_checkpoint(work / "latents.pt")
-    if not cache: save_checkpoint(work / "latents.pt", **(cache := cache_latents(models.vae, pictures, n_latents)))
-    losses = unet_training(models, cache, pictures, steps, batch_size, lr=lr, mixed_precision=mixed_precision, seed=1, ema_decay=.999,
-                           checkpoint=work / "checkpoint.pt", report_every=100)
+    if not cache:
+        cache = cache_latents(models.vae, pictures, n_latents)
+        save_checkpoint(work / "latents.pt", **cache)
+    losses = unet_training(
+        models, cache, pictures, steps, batch_size, lr=lr, mixed_precision=mixed_precision, seed=1,
+        ema_decay=.999, checkpoint=work / "checkpoint.pt", report_every=100)
     save_fp16(models.unet, out / "unet")
     run = dict(steps=steps, batch_size=batch_size, n_latents=n_latents, losses=thinned(losses))
     record("unet", out, runs=[*earlier_runs("unet", start), run])
 
-# %% ../11_latent_diffusion.ipynb #8a15c5db
+# %% ../11_latent_diffusion.ipynb #4865fa6f
 @torch.no_grad()
 def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
     "Mean squared error of the predicted noise in `bins` equal stretches of the schedule, (bins,)."
-    schedule = DDPMScheduler(beta_start=SCHEDULE["beta_start"], beta_end=SCHEDULE["beta_end"], beta_schedule=SCHEDULE["beta_schedule"])
+    schedule = DDPMScheduler(beta_start=SCHEDULE["beta_start"], beta_end=SCHEDULE["beta_end"],
+                             beta_schedule=SCHEDULE["beta_schedule"])
     loss, rng = DiffusionLoss(models.unet, schedule.alphas_cumprod).to(models.device), random.Random(seed)
     total, count = torch.zeros(bins), torch.zeros(bins)
     for start in range(0, n, 64):
@@ -149,39 +175,48 @@ def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
                     for s, st, b in cache["shown"][rows].tolist()]
         latents = cache["latents"][rows].to(models.device, models.dtype)
         error, t = loss(latents, encode_prompt(models, captions), seed + start, per_sample=True)
-        total.index_add_(0, t.cpu() * bins // 1000, error.cpu()), count.index_add_(0, t.cpu() * bins // 1000, torch.ones(64))
+        bin_of = t.cpu() * bins // 1000
+        total.index_add_(0, bin_of, error.cpu()), count.index_add_(0, bin_of, torch.ones(64))
     return total / count
 
-# %% ../11_latent_diffusion.ipynb #e1700085
+# %% ../11_latent_diffusion.ipynb #7a6a471b
 class Judge(nn.Module):
     "pictures (B, 3, 128, 128) in [-1, 1] -> logits of subjects (B, S) and of styles (B, T)."
     def __init__(self, subjects, styles, width=48):
         super().__init__()
         def layer(i, o, stride): return nn.Conv2d(i, o, 3, stride, 1), nn.BatchNorm2d(o), nn.ReLU()
         def block(i, o): return nn.Sequential(*layer(i, o, 2), *layer(o, o, 1))
-        self.body = nn.Sequential(nn.AvgPool2d(2), block(3, width), block(width, 2 * width), block(2 * width, 4 * width), block(4 * width, 4 * width))
+        self.body = nn.Sequential(nn.AvgPool2d(2), block(3, width), block(width, 2 * width),
+                                  block(2 * width, 4 * width), block(4 * width, 4 * width))
         self.subject, self.style = nn.Linear(4 * width, subjects), nn.Linear(4 * width, styles)
 
     def forward(self, images):
         features = self.body(images).amax((2, 3))
         return self.subject(features), self.style(features)
 
+# %% ../11_latent_diffusion.ipynb #065d4160
 class JudgeLoss(nn.Module):
-    "Cross-entropy of both answers; pictures are blurred and noised a little at random, so that sharpness alone decides nothing."
+    """Cross-entropy of both answers.
+
+    Pictures are blurred and noised a little at random, so that sharpness alone decides nothing."""
     def __init__(self, judge):
         super().__init__()
         self.judge = judge
 
     def forward(self, images, subjects, styles, seed):
-        rng = random.Random(seed)
-        images = images + rng.uniform(0, .15) * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)).to(images.device)
-        if rng.random() < .5: images = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2., mode="bilinear")
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        noise = torch.randn(images.shape, generator=generator).to(images.device)
+        images = images + rng.uniform(0, .15) * noise
+        if rng.random() < .5:
+            images = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2., mode="bilinear")
         subject, style = self.judge(images)
         return F.cross_entropy(subject, subjects) + F.cross_entropy(style, styles)
 
-# %% ../11_latent_diffusion.ipynb #05d21e4c
+# %% ../11_latent_diffusion.ipynb #d1f0f6f2
 def train_judge(pictures, steps, batch_size=64, **settings):
-    "A Judge trained on composites of `pictures`; held-out combinations are not among them. Returns it with its losses."
+    """A Judge trained on composites of `pictures`, and its losses.
+
+    Held-out combinations are not among the composites."""
     torch.manual_seed(0)
     judge = Judge(len(pictures.subjects), len(pictures.styles))
     def make_batch(seed):
@@ -190,56 +225,96 @@ def train_judge(pictures, steps, batch_size=64, **settings):
         return pixels, *torch.tensor(answers).T, seed
     return judge, fit(JudgeLoss(judge), make_batch, steps, **settings)
 
+# %% ../11_latent_diffusion.ipynb #9e0e9a62
 @torch.no_grad()
 def judge_images(judge, pictures, images):
     "PIL images of 128 x 128 -> for each (subject, style, background) as the judge and the border say."
     device = next(judge.parameters()).device
     subject, style = judge(image_tensor(images).to(device))
-    return [(pictures.subjects[s], pictures.styles[st], border_colour(i)) for s, st, i in zip(subject.argmax(1), style.argmax(1), images)]
+    positions = zip(subject.argmax(1), style.argmax(1), images)
+    return [(pictures.subjects[s], pictures.styles[st], border_colour(i)) for s, st, i in positions]
 
-# %% ../11_latent_diffusion.ipynb #0b44a29d
+# %% ../11_latent_diffusion.ipynb #ab0dbc46
 def border_colour(image, width=3):
-    "The name of the background colour nearest to the median of the outermost `width` pixels of an RGB picture."
+    "Name of the background colour nearest to the median of the outermost `width` pixels of an RGB picture."
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     frame = np.ones(pixels.shape[:2], bool)
     frame[width:-width, width:-width] = False
     median = np.median(pixels[frame], 0)
     return min(BACKGROUNDS, key=lambda name: np.square(median - BACKGROUNDS[name]).sum())
 
-# %% ../11_latent_diffusion.ipynb #8a5b6b77
+# %% ../11_latent_diffusion.ipynb #0b4a8f0d
 def combinations(pictures, n, held_out, seed=0):
-    "`n` (subject, style, background, prompt), drawn at random from the held-out combinations of these pictures, or from all others."
-    rng, styles = random.Random(seed), pictures.styles
-    if held_out: asked = sorted(k for k in pictures.held_out if k[0] in pictures.subjects and k[1] in styles)
-    else: asked = [(s, st, b) for s in pictures.subjects for st in styles for b in BACKGROUNDS if (s, st, b) not in pictures.held_out]
-    chosen = rng.sample(asked, n)
-    return [(s, st, b, f"{'an' if st[0] == 'o' else 'a'} {st} of {'an' if s[0] in 'aeiou' else 'a'} {s} on a {b} background") for s, st, b in chosen]
+    """`n` (subject, style, background, prompt), drawn at random.
 
-def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, batch_size=20):
-    "One PIL image a prompt; the i-th from seed `seed` + i."
-    uncond, images = encode_prompt(models, ""), []
+    They come from the held-out combinations of these pictures, or from all others."""
+    rng, subjects, styles = random.Random(seed), pictures.subjects, pictures.styles
+    if held_out: asked = sorted(k for k in pictures.held_out if k[0] in subjects and k[1] in styles)
+    else: asked = [(s, st, b) for s in subjects for st in styles for b in BACKGROUNDS
+                   if (s, st, b) not in pictures.held_out]
+    def a(name): return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return [(s, st, b, f"{a(st)} of {a(s)} on a {b} background") for s, st, b in rng.sample(asked, n)]
+
+# %% ../11_latent_diffusion.ipynb #581e94aa
+def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=None, batch_size=20):
+    "One PIL image a prompt; the i-th from seed `seed` + i, with the i-th of the prompts in `negative`."
+    negative, images = negative or [""] * len(prompts), []
     for start in range(0, len(prompts), batch_size):
-        part = prompts[start:start + batch_size]
-        noise = torch.cat([initial_latents(models, seed=seed + start + i) for i in range(len(part))])
-        images += latents_to_pil(models.vae, denoise(models, noise, encode_prompt(models, part), uncond, steps, guidance_scale))
+        part = slice(start, start + batch_size)
+        text, uncond = encode_prompt(models, prompts[part]), encode_prompt(models, negative[part])
+        noise = torch.cat([initial_latents(models, seed=seed + start + i) for i in range(len(text))])
+        latents = denoise(models, noise, text, uncond, steps, guidance_scale)
+        images += latents_to_pil(models.vae, latents)
     return images
 
-# %% ../11_latent_diffusion.ipynb #6389d61a
+# %% ../11_latent_diffusion.ipynb #3258035b
 def scores(judge, pictures, asked, images):
     "Shares of `images` whose subject, style, background, subject and style, all three are as `asked`."
     said = judge_images(judge, pictures, images)
     right = np.array([[a == b for a, b in zip(want, got)] for want, got in zip(asked, said)])
-    return dict(n=len(images), subject=right[:, 0].mean(), style=right[:, 1].mean(), background=right[:, 2].mean(),
+    subject, style, background = right.mean(0)
+    return dict(n=len(images), subject=subject, style=style, background=background,
                 subject_and_style=right[:, :2].all(1).mean(), all_three=right.all(1).mean())
 
-# %% ../11_latent_diffusion.ipynb #490f1d04
-SHOWCASE = ["a watercolor painting of an otter", "an oil painting of a campfire", "a 3d render of a parrot on a blue background",
-            "a cartoon of a castle on a pink background", "a flat illustration of a robot on a yellow background", "a picture of a puppy",
-            "a cartoon of a panda on a green background", "a 3d render of a strawberry on a white background",
-            "an oil painting of a swan on a blue background", "a flat illustration of a rocket on a black background",
-            "a watercolor painting of a rose", "a 3d render of an astronaut on a purple background"]
+# %% ../11_latent_diffusion.ipynb #028843db
+def judged_images(name, models, pictures, asked):
+    """What the judge gets to see: one picture for each (subject, style, background, prompt) in `asked`.
 
-# %% ../11_latent_diffusion.ipynb #f2b440d4
+    Real composites, their round trips through the VAE (better cannot be had), or generated pictures."""
+    if name not in ("real", "round_trip"): return generate(models, [a[3] for a in asked])
+    real = [pictures.draw(random.Random(i), *a[:3]).image for i, a in enumerate(asked)]
+    if name == "real": return real
+    parts = [image_tensor(real[i:i + 20]) for i in range(0, len(real), 20)]
+    return [image for part in parts for image in to_pil(round_trip(models.vae, part))]
+
+# %% ../11_latent_diffusion.ipynb #f07d70f2
+def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
+    """Whether guidance and negative prompts do their work, on `n` pictures each: a dict.
+
+    `guidance`: the share of right subjects at each scale. `negative`: of pictures whose prompt names no
+    background, the share that keeps the one it got although that is then its negative prompt."""
+    asked = combinations(pictures, n, held_out=False, seed=12)
+    guidance = {}
+    for scale in scales:
+        images = generate(models, [a[3] for a in asked], guidance_scale=scale)
+        guidance[f"{scale:g}"] = float(scores(judge, pictures, asked, images)["subject"])
+    prompts = [a[3].partition(" on a ")[0] for a in asked]
+    first = [border_colour(i) for i in generate(models, prompts)]
+    unwanted = [f"{colour} background" for colour in first]
+    again = [border_colour(i) for i in generate(models, prompts, negative=unwanted)]
+    return dict(n=n, guidance=guidance, negative=sum(a == b for a, b in zip(first, again)) / n)
+
+# %% ../11_latent_diffusion.ipynb #b804afad
+SHOWCASE = [
+    "a watercolor painting of an otter", "an oil painting of a campfire",
+    "a 3d render of a parrot on a blue background", "a cartoon of a castle on a pink background",
+    "a flat illustration of a robot on a yellow background", "a picture of a puppy",
+    "a cartoon of a panda on a green background", "a 3d render of a strawberry on a white background",
+    "an oil painting of a swan on a blue background",
+    "a flat illustration of a rocket on a black background", "a watercolor painting of a rose",
+    "a 3d render of an astronaut on a purple background"]
+
+# %% ../11_latent_diffusion.ipynb #842a63f9
 @call_parse
 def evaluate(
     out: str = None,  # model folder (default: data/pocket-sd)
@@ -247,17 +322,20 @@ def evaluate(
     judge_steps: int = 600,  # training steps of the judge
     work: str = ".train/judge",  # folder for the judge's checkpoint
 ):
-    "Measure pocket-sd with a judge trained on real composites; write training/evaluation.json and contact sheets."
+    """Measure pocket-sd with a judge trained on real composites.
+
+    Writes training/evaluation.json and contact sheets."""
     out = Path(out or data_folder() / "pocket-sd")
     models, pictures = load_models(out), Pictures(splits=("train",), styles=POCKET_STYLES)
-    judge, _ = train_judge(pictures, judge_steps, lr=2e-3, checkpoint=Path(work) / "checkpoint.pt", mixed_precision="bf16", seed=2, report_every=100)
+    judge, _ = train_judge(pictures, judge_steps, lr=2e-3, checkpoint=Path(work) / "checkpoint.pt",
+                           mixed_precision="bf16", seed=2, report_every=100)
     result = {}
-    for name in "real", "seen", "held_out":
+    for name in "real", "round_trip", "seen", "held_out":
         asked = combinations(pictures, n, held_out=name == "held_out", seed=11)
-        if name == "real": images = [pictures.draw(random.Random(i), *a[:3]).image for i, a in enumerate(asked)]
-        else: images = generate(models, [a[3] for a in asked])
+        images = judged_images(name, models, pictures, asked)
         result[name] = {k: round(float(v), 4) for k, v in scores(judge, pictures, asked, images).items()}
         print(name, result[name], flush=True)
-        if name != "real": save_sheet(images[:48], 12, f"evaluation_{name}", out)
+        save_sheet(images[:48], 12, f"evaluation_{name}", out)
     save_sheet(generate(models, SHOWCASE, seed=32), 6, "showcase", out)
     record("evaluation", out, **result)
+    record("behaviour", out, **behaviour(models, judge, pictures, -(-n // 4)))

@@ -26,54 +26,65 @@ from transformers.utils import logging as transformers_logging
 
 import deepdive
 
-# %% ../00_sampling_loop.ipynb #5bb84d92
+# %% ../00_sampling_loop.ipynb #e037bb7b
 def quiet():
     "Turn off the progress bars and advice of diffusers and transformers; errors still show."
     for log in diffusers_logging, transformers_logging:
         log.set_verbosity_error()
         log.disable_progress_bar()
 
+# %% ../00_sampling_loop.ipynb #5350d15d
 quiet()
 
-# %% ../00_sampling_loop.ipynb #6206b505
+# %% ../00_sampling_loop.ipynb #9bc584c0
 def data_folder():
     "The folder `data` of this repository, found from the installed package (a notebook has no `__file__`)."
     return Path(deepdive.__path__[0]).resolve().parents[1] / "data"
 
+# %% ../00_sampling_loop.ipynb #eea18c6f
 KNOWN_MODELS = {
-    "pocket-sd": dict(prompts=["A watercolor painting of an otter", "a 3d render of a parrot on a blue background",
-                               "a cartoon of a castle on a pink background", "An oil painting of a campfire"]),
+    "pocket-sd": dict(prompts=[
+        "A watercolor painting of an otter", "a 3d render of a parrot on a blue background",
+        "a cartoon of a castle on a pink background", "An oil painting of a campfire"]),
     "CompVis/stable-diffusion-v1-4": dict(revision="main", prompts=[
-        "A watercolor painting of an otter", "A macaw", "A colorful dancer, nat geo photo", "A campfire (oil on canvas)"]),
+        "A watercolor painting of an otter", "A macaw", "A colorful dancer, nat geo photo",
+        "A campfire (oil on canvas)"]),
 }
 
-# %% ../00_sampling_loop.ipynb #bb6986f8
+# %% ../00_sampling_loop.ipynb #2b0f7eb6
 def model_source(model=None):
-    """Where `model` lies: a folder as a Path, or a hub id as a string. None means `DEEPDIVE_MODEL`, or data/pocket-sd without it.
+    """Where `model` lies: a folder as a Path, or a hub id as a string.
 
+    None means `DEEPDIVE_MODEL`, or data/pocket-sd without it.
     Raises FileNotFoundError for what looks like a folder and is none."""
     model = str(model or os.environ.get("DEEPDIVE_MODEL") or data_folder() / "pocket-sd")
-    folder = data_folder() / "pocket-sd" if model in ("pocket-sd", "data/pocket-sd") else Path(model).expanduser()
+    shipped = model in ("pocket-sd", "data/pocket-sd")
+    folder = data_folder() / "pocket-sd" if shipped else Path(model).expanduser()
     if (folder / "model_index.json").is_file(): return folder
-    if folder.exists() or folder.is_absolute() or model.startswith((".", "~", "data")) or model.count("/") != 1:
-        raise FileNotFoundError(f"no model in the folder {model!r}: it needs a model_index.json, as diffusers' save_pretrained writes it; "
-                                "unset DEEPDIVE_MODEL to use the pocket-sd of this repository")
+    is_path = folder.exists() or folder.is_absolute() or model.startswith((".", "~", "data"))
+    if is_path or model.count("/") != 1:
+        raise FileNotFoundError(
+            f"no model in the folder {model!r}: it needs a model_index.json, as diffusers' "
+            "save_pretrained writes it; unset DEEPDIVE_MODEL to use the pocket-sd of this repository")
     return model
 
-# %% ../00_sampling_loop.ipynb #61078322
+# %% ../00_sampling_loop.ipynb #a622707b
 def choose_device(device=None, dtype=None):
     """(torch.device, torch.dtype): what is asked for, else cuda in float16, else mps or cpu in float32.
 
     Raises ValueError for a device that this machine lacks."""
     there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     name = str(device or there[0])
-    if name.split(":")[0] not in there: raise ValueError(f"no device {name!r} on this machine; it has: {', '.join(there)}")
+    if name.split(":")[0] not in there:
+        raise ValueError(f"no device {name!r} on this machine; it has: {', '.join(there)}")
     return torch.device(name), dtype or (torch.float16 if name.startswith("cuda") else torch.float32)
 
-# %% ../00_sampling_loop.ipynb #d97a22a5
+# %% ../00_sampling_loop.ipynb #d656c3bb
 @dataclass
 class Models:
-    "The five pieces of a Stable Diffusion, with the device and dtype they run in. `prompts` are its demonstration prompts."
+    """The five pieces of a Stable Diffusion, with the device and dtype they run in.
+
+    `prompts` are its demonstration prompts."""
     tokenizer: object
     text_encoder: object
     vae: object
@@ -86,55 +97,66 @@ class Models:
 
     @property
     def is_pocket(self):
-        "Whether these are the weights that the series ships: some asserts on pictures hold only for them, and step aside for others."
+        """Whether these are the weights that the series ships.
+
+        Some asserts on pictures hold only for them, and step aside for others."""
         return self.source == data_folder() / "pocket-sd"
 
-# %% ../00_sampling_loop.ipynb #25943c13
+# %% ../00_sampling_loop.ipynb #a2caebe0
 def load_models(model=None, device=None, dtype=None):
     """The pieces of the model in folder or hub id `model` (default: see `model_source`), ready to use.
 
     The scheduler is LMSDiscrete, made from the folder's own configuration as in the lecture.
-    Raises FileNotFoundError for a missing folder, ConnectionError for a hub model that cannot be had, ValueError for a missing device."""
+    Raises FileNotFoundError for a missing folder, ConnectionError for a hub model that cannot be had,
+    ValueError for a missing device."""
     source, (device, dtype) = model_source(model), choose_device(device, dtype)
     known = KNOWN_MODELS.get(source.name if isinstance(source, Path) else source, KNOWN_MODELS["pocket-sd"])
     where = {} if isinstance(source, Path) else dict(revision=known.get("revision", "main"))
+    classes = dict(text_encoder=CLIPTextModel, vae=AutoencoderKL, unet=UNet2DConditionModel)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **where)
-        parts = [cls.from_pretrained(source, subfolder=name, **where).to(device, dtype).eval().requires_grad_(False)
-                 for name, cls in (("text_encoder", CLIPTextModel), ("vae", AutoencoderKL), ("unet", UNet2DConditionModel))]
+        parts = [cls.from_pretrained(source, subfolder=name, **where)
+                 .to(device, dtype).eval().requires_grad_(False) for name, cls in classes.items()]
         scheduler = LMSDiscreteScheduler.from_pretrained(source, subfolder="scheduler", **where)
     except OSError as e:
         if isinstance(source, Path): raise
-        raise ConnectionError(f"could not fetch {source!r} from the model hub (is this machine offline, or the name wrong?); "
-                              "set DEEPDIVE_MODEL to a folder that holds it, or unset it to use pocket-sd") from e
+        raise ConnectionError(
+            f"could not fetch {source!r} from the model hub (is this machine offline, or the name wrong?); "
+            "set DEEPDIVE_MODEL to a folder that holds it, or unset it to use pocket-sd") from e
     return Models(tokenizer, *parts, scheduler, device, dtype, source, known["prompts"])
 
-# %% ../00_sampling_loop.ipynb #500ef8ef
+# %% ../00_sampling_loop.ipynb #736417af
 def show_images(images, titles=None, cols=None, size=2.2):
-    "Draw PIL images (or arrays that matplotlib takes) in a grid of `cols` columns, `size` inches each, with a title above each."
+    """Draw `images` in a grid of `cols` columns, `size` inches each, with a title above each.
+
+    They are PIL images, or arrays that matplotlib takes."""
     images = list(images) if isinstance(images, (list, tuple)) else [images]
     titles = [titles] * len(images) if isinstance(titles, str) else list(titles or [""] * len(images))
-    if len(titles) != len(images): raise ValueError(f"{len(titles)} titles for {len(images)} images: give one each, or one for all")
+    if len(titles) != len(images):
+        raise ValueError(f"{len(titles)} titles for {len(images)} images: give one each, or one for all")
     cols = min(cols or 6, len(images))
     rows = -(-len(images) // cols)
-    figure, axes = plt.subplots(rows, cols, figsize=(cols * size, rows * (size + .25 * any(titles))), squeeze=False, layout="constrained")
+    lines = max(t.count("\n") + 1 if t else 0 for t in titles)
+    figsize = cols * size, rows * (size + .1 + .15 * lines)
+    figure, axes = plt.subplots(rows, cols, figsize=figsize, squeeze=False, layout="constrained")
     for ax in axes.flat: ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles):
         ax.imshow(image, interpolation="lanczos" if min(np.shape(image)[:2]) < 200 else None)
         ax.set_title(title, fontsize=8)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="jpeg", dpi=90, pil_kwargs=dict(quality=85))  # a quarter of the size that PNG would have
+    figure.savefig(buffer, format="jpeg", dpi=90,
+                   pil_kwargs=dict(quality=85))  # a quarter of the size that PNG would have
     plt.close(figure)
     display(Displayed(buffer.getvalue(), format="jpeg"))
 
-# %% ../00_sampling_loop.ipynb #16fe9c7a
+# %% ../00_sampling_loop.ipynb #cfa7cbdf
 def mean_difference(a, b):
     "Mean absolute difference of two PIL images of one size, in steps of 1/255."
     a, b = (np.asarray(i.convert("RGB"), dtype=np.float32) for i in (a, b))
     if a.shape != b.shape: raise ValueError(f"images of different size: {a.shape[:2]} and {b.shape[:2]}")
     return float(np.abs(a - b).mean())
 
-# %% ../00_sampling_loop.ipynb #c437940a
+# %% ../00_sampling_loop.ipynb #f47afe0b
 def encode_prompt(models, prompt):
     """`prompt`, a string or a list of B strings -> the text encoder's last hidden state, (B, 77, width).
 
@@ -147,28 +169,34 @@ def encode_prompt(models, prompt):
         if len(ids) > length:
             warnings.warn(f"prompt of {len(ids)} tokens: only {length} fit, so this is not read: "
                           f"{models.tokenizer.decode(ids[length - 1:-1])!r}", stacklevel=2)
-    ids = models.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    ids = models.tokenizer(prompts, padding="max_length", max_length=length, truncation=True,
+                           return_tensors="pt").input_ids
     with torch.no_grad(): return models.text_encoder(ids.to(models.device)).last_hidden_state
 
-# %% ../00_sampling_loop.ipynb #316e5444
+# %% ../00_sampling_loop.ipynb #470a928a
 def initial_latents(models, batch_size=1, seed=32, generator=None, height=None, width=None):
-    """Standard normal noise, (batch_size, 4, height / 8, width / 8); the picture's size in pixels defaults to the model's own.
+    """Standard normal noise, (batch_size, 4, height / 8, width / 8).
 
-    Drawn on the CPU from `generator`, or from one with `seed`. `denoise` scales it by the scheduler's first sigma."""
+    The picture's size in pixels defaults to the model's own. The noise is drawn on the CPU from
+    `generator`, or from one with `seed`. `denoise` scales it by the scheduler's first sigma."""
     if batch_size < 1: raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     factor = 2 ** (len(models.vae.config.block_out_channels) - 1)
-    height, width = height or models.unet.config.sample_size * factor, width or models.unet.config.sample_size * factor
-    if height % factor or width % factor: raise ValueError(f"height and width must be multiples of {factor}, not {height} x {width}")
+    own_size = models.unet.config.sample_size * factor
+    height, width = height or own_size, width or own_size
+    if height % factor or width % factor:
+        raise ValueError(f"height and width must be multiples of {factor}, not {height} x {width}")
     generator = torch.Generator().manual_seed(seed) if generator is None else generator
     shape = batch_size, models.unet.config.in_channels, height // factor, width // factor
     return torch.randn(shape, generator=generator).to(models.device, models.dtype)
 
-# %% ../00_sampling_loop.ipynb #d95d8cb3
-def predict_noise(models, latents, t, text_embeddings, uncond_embeddings=None, guidance_scale=7.5, scheduler=None):
+# %% ../00_sampling_loop.ipynb #e9bf300e
+def predict_noise(models, latents, t, text_embeddings, uncond_embeddings=None, guidance_scale=7.5,
+                  scheduler=None):
     """The noise that the UNet sees in `latents` (B, 4, h, w) at timestep `t`, of the same shape.
 
-    Scales the latents as the scheduler wants them, runs conditional and unconditional prompt in one doubled batch, and combines them by
-    classifier-free guidance: uncond + guidance_scale * (cond - uncond). A scale of exactly 1, or no `uncond_embeddings`, needs one half only."""
+    Scales the latents as the scheduler wants them, runs conditional and unconditional prompt in one
+    doubled batch, and combines them by classifier-free guidance: uncond + guidance_scale * (cond - uncond).
+    A scale of exactly 1, or no `uncond_embeddings`, needs one half only."""
     scaled = (scheduler or models.scheduler).scale_model_input(latents, t)
     if uncond_embeddings is None or guidance_scale == 1:
         return models.unet(scaled, t, encoder_hidden_states=text_embeddings).sample
@@ -176,18 +204,21 @@ def predict_noise(models, latents, t, text_embeddings, uncond_embeddings=None, g
     uncond, cond = models.unet(torch.cat([scaled] * 2), t, encoder_hidden_states=both).sample.chunk(2)
     return uncond + guidance_scale * (cond - uncond)
 
-# %% ../00_sampling_loop.ipynb #12d16ff5
+# %% ../00_sampling_loop.ipynb #e59358b5
 @torch.no_grad()
-def denoise(models, latents, text_embeddings, uncond_embeddings=None, num_inference_steps=30, guidance_scale=7.5, start_step=None,
-            scheduler=None, callback=None, generator=None):
-    """Take `latents` (B, 4, h, w) through the steps from `start_step` on; returns latents of the same shape.
+def denoise(models, latents, text_embeddings, uncond_embeddings=None, num_inference_steps=30,
+            guidance_scale=7.5, start_step=None, scheduler=None, callback=None, generator=None):
+    """Take `latents` (B, 4, h, w) through the steps from `start_step` on; returns the same shape.
 
-    With start_step None, `latents` is standard normal noise, scaled here as the scheduler wants it, and all steps are taken; with a number,
-    `latents` already carries the noise of that step. `callback(i, t, latents, noise_pred)` is called after each step. `generator` serves
-    samplers that add noise."""
-    if num_inference_steps < 1: raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
+    With start_step None, `latents` is standard normal noise, scaled here as the scheduler wants it, and
+    all steps are taken; with a number, `latents` already carries the noise of that step.
+    `callback(i, t, latents, noise_pred)` is called after each step. `generator` serves samplers that
+    add noise."""
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
     if text_embeddings.shape[0] != latents.shape[0]:
-        raise ValueError(f"{latents.shape[0]} latents but {text_embeddings.shape[0]} prompts: give one prompt for each picture")
+        raise ValueError(f"{latents.shape[0]} latents but {text_embeddings.shape[0]} prompts: "
+                         "give one prompt for each picture")
     scheduler = copy.deepcopy(scheduler or models.scheduler)
     scheduler.set_timesteps(num_inference_steps, device=models.device)
     if start_step is not None and not 0 <= start_step < len(scheduler.timesteps):
@@ -195,24 +226,28 @@ def denoise(models, latents, text_embeddings, uncond_embeddings=None, num_infere
     extra = dict(generator=generator) if "generator" in scheduler.step.__code__.co_varnames else {}
     if start_step is None: latents = latents * scheduler.init_noise_sigma
     for i, t in list(enumerate(scheduler.timesteps))[start_step or 0:]:
-        noise_pred = predict_noise(models, latents, t, text_embeddings, uncond_embeddings, guidance_scale, scheduler)
+        noise_pred = predict_noise(
+            models, latents, t, text_embeddings, uncond_embeddings, guidance_scale, scheduler)
         latents = scheduler.step(noise_pred, t, latents, **extra).prev_sample
         if callback: callback(i, t, latents, noise_pred)
     return latents
 
-# %% ../00_sampling_loop.ipynb #cabd8bdc
+# %% ../00_sampling_loop.ipynb #f5425422
 @torch.no_grad()
 def latents_to_pil(vae, latents):
     "Decode scaled latents (B, 4, h, w) into a list of B PIL images of 8h x 8w pixels."
     if latents.ndim != 4 or latents.shape[1] != vae.config.latent_channels:
-        raise ValueError(f"latents must have the shape (batch, {vae.config.latent_channels}, h, w), not {tuple(latents.shape)}")
+        raise ValueError(f"latents must have the shape (batch, {vae.config.latent_channels}, h, w), "
+                         f"not {tuple(latents.shape)}")
     decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
     pixels = (decoded / 2 + .5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return [Image.fromarray((p * 255).round().astype(np.uint8)) for p in pixels]
 
-# %% ../00_sampling_loop.ipynb #20e556aa
+# %% ../00_sampling_loop.ipynb #39a1c29e
 def check_answer(got, expected, tolerance=1.):
-    "Say whether an exercise is solved, without turning the notebook red: prints `right`, or `not yet` with both values."
+    """Say whether an exercise is solved, without turning the notebook red.
+
+    Prints `right`, or `not yet` with both values."""
     if isinstance(expected, Image.Image):
         if isinstance(got, Image.Image): got = mean_difference(got, expected)
         expected = 0.

@@ -4,7 +4,7 @@
 __all__ = ['euler', 'noise_predictor', 'sigma_schedule', 'heun', 'lms', 'ddim_timesteps', 'ddim', 'dpmpp_2m', 'dpmpp_timesteps',
            'euler_ancestral']
 
-# %% ../06_schedulers.ipynb #19e73181
+# %% ../06_schedulers.ipynb #90f4dc8b
 import copy
 
 import matplotlib.pyplot as plt
@@ -13,64 +13,75 @@ import torch
 from scipy import integrate
 
 from .unet import (
-    KeepMaps, Models, add_token, attention_maps, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor,
-    img2img, initial_latents, latents_to_pil, load_embedding, load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet,
-    saturation, save_embedding, show_images, text_embeddings_from, to_rgb, token_embeddings_of, txt2img)
+    KeepMaps, Models, add_token, attention_maps, check_answer, choose_device, data_folder, denoise,
+    encode_prompt, first_step, image_tensor, img2img, initial_latents, latents_to_pil, load_embedding,
+    load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, saturation, save_embedding,
+    show_images, text_embeddings_from, to_rgb, token_embeddings_of, txt2img)
 
-# %% ../06_schedulers.ipynb #0638d256
+# %% ../06_schedulers.ipynb #51e5b0f5
 def euler(noise_at, x, timesteps, sigmas):
-    "Yield x after each step along the predicted noise (Karras et al. 2022, algorithm 2 without churn); `sigmas` has one more than `timesteps`."
+    """Yield x after each step along the predicted noise; `sigmas` has one more than `timesteps`.
+
+    Karras et al. 2022, algorithm 2 without churn."""
     for t, sigma, next_sigma in zip(timesteps, sigmas, sigmas[1:]):
         x = x + noise_at(x, sigma, t) * (next_sigma - sigma)
         yield x
 
-# %% ../06_schedulers.ipynb #5d691c2a
+# %% ../06_schedulers.ipynb #762e5563
 def noise_predictor(models, text_embeddings, uncond_embeddings=None, guidance_scale=7.5):
-    "noise_at(x, sigma, t) for latents x with noise of standard deviation sigma: scaled as the UNet wants them, guidance inside."
+    """noise_at(x, sigma, t) for latents x with noise of standard deviation sigma.
+
+    They are scaled as the UNet wants them, and guidance is inside."""
     class Plain:
         def scale_model_input(self, latents, t): return latents
     def noise_at(x, sigma, t):
-        return predict_noise(models, x / (sigma**2 + 1)**.5, t, text_embeddings, uncond_embeddings, guidance_scale, Plain())
+        x = x / (sigma**2 + 1)**.5
+        return predict_noise(models, x, t, text_embeddings, uncond_embeddings, guidance_scale, Plain())
     return noise_at
 
-# %% ../06_schedulers.ipynb #c34bf11e
+# %% ../06_schedulers.ipynb #6964dffd
 def sigma_schedule(models, num_inference_steps):
-    "(timesteps (n,), sigmas (n + 1,)): n evenly spread timesteps from 999 to 0, their sigmas by interpolation, and a last sigma of 0."
+    """(timesteps (n,), sigmas (n + 1,)): n evenly spread timesteps from 999 to 0, and their sigmas.
+
+    These are found by interpolation, and followed by a last sigma of 0."""
     abar = models.scheduler.alphas_cumprod.double().numpy()
     timesteps = np.linspace(len(abar) - 1, 0, num_inference_steps)
     sigmas = np.interp(timesteps, np.arange(len(abar)), ((1 - abar) / abar)**.5)
     return torch.tensor(timesteps, dtype=torch.float32), torch.tensor([*sigmas, 0], dtype=torch.float32)
 
-# %% ../06_schedulers.ipynb #d4a35d82
+# %% ../06_schedulers.ipynb #e140a937
 def heun(noise_at, x, timesteps, sigmas):
     "Yield x after each of Heun's steps, two calls each but for the last (Karras et al. 2022, algorithm 1)."
     for i, (t, sigma, next_sigma) in enumerate(zip(timesteps, sigmas, sigmas[1:])):
         noise = noise_at(x, sigma, t)
         tried = x + noise * (next_sigma - sigma)
-        if next_sigma > 0: tried = x + (noise + noise_at(tried, next_sigma, timesteps[i + 1])) / 2 * (next_sigma - sigma)
+        if next_sigma > 0:
+            tried = x + (noise + noise_at(tried, next_sigma, timesteps[i + 1])) / 2 * (next_sigma - sigma)
         x = tried
         yield x
 
-# %% ../06_schedulers.ipynb #f40d4ad8
+# %% ../06_schedulers.ipynb #4a0de90e
 def lms(noise_at, x, timesteps, sigmas, order=4):
     "Yield x after each step of the linear multistep method on the last `order` predictions."
     s, noises = [float(v) for v in sigmas], []
     def weight(i, j, n):
-        def basis(tau): return np.prod([(tau - s[i - k]) / (s[i - j] - s[i - k]) for k in range(n) if k != j])
+        def basis(tau):
+            return np.prod([(tau - s[i - k]) / (s[i - j] - s[i - k]) for k in range(n) if k != j])
         return integrate.quad(basis, s[i], s[i + 1], epsrel=1e-4)[0]
     for i, t in enumerate(timesteps):
         noises = [noise_at(x, sigmas[i], t), *noises][:order]
         x = x + sum(weight(i, j, len(noises)) * n for j, n in enumerate(noises))
         yield x
 
-# %% ../06_schedulers.ipynb #03fa52db
+# %% ../06_schedulers.ipynb #e91cbca7
 def ddim_timesteps(models, num_inference_steps):
     "DDIM's own spacing, 'leading' with an offset of one: n whole timesteps, none of them 999."
     ratio = len(models.scheduler.alphas_cumprod) // num_inference_steps
     return torch.arange(num_inference_steps).flip(0) * ratio + 1
 
+# %% ../06_schedulers.ipynb #5ba78416
 def ddim(noise_at, x, timesteps, alphas_cumprod):
-    "Yield x (of variance one) after each deterministic DDIM step (Song et al. 2021, equation 12 with eta 0)."
+    "Yield x (of variance one) after each deterministic DDIM step (Song et al. 2021, eq. 12 with eta 0)."
     ratio = len(alphas_cumprod) // len(timesteps)
     for t in timesteps.tolist():
         abar, before = alphas_cumprod[t], alphas_cumprod[max(t - ratio, 0)]
@@ -79,28 +90,36 @@ def ddim(noise_at, x, timesteps, alphas_cumprod):
         x = before**.5 * x0 + (1 - before)**.5 * noise
         yield x
 
-# %% ../06_schedulers.ipynb #0fc07086
+# %% ../06_schedulers.ipynb #525775c3
 def dpmpp_2m(noise_at, x, timesteps, alphas_cumprod):
-    "Yield x (of variance one) after each step of DPM-Solver++(2M) (Lu et al. 2022, algorithm 2); first order at both ends."
-    abar = torch.cat([alphas_cumprod[timesteps].double(), torch.ones(1, dtype=torch.float64, device=alphas_cumprod.device)])
+    """Yield x (of variance one) after each step of DPM-Solver++(2M), first order at both ends.
+
+    Lu et al. 2022, algorithm 2."""
+    end = torch.ones(1, dtype=torch.float64, device=alphas_cumprod.device)
+    abar = torch.cat([alphas_cumprod[timesteps].double(), end])
     alpha, sigma = abar**.5, (1 - abar)**.5
     log_snr, last = (alpha / sigma).log(), None
     for i, t in enumerate(timesteps.tolist()):
         a, s = alpha[i].to(x), sigma[i].to(x)
         x0 = (x - s * noise_at(x / a, s / a, t)) / a
         h, bent = log_snr[i + 1] - log_snr[i], x0
-        if last is not None and i < len(timesteps) - 1: bent = x0 + (x0 - last) * (h / (log_snr[i] - log_snr[i - 1]) / 2).to(x)
+        if last is not None and i < len(timesteps) - 1:
+            bent = x0 + (x0 - last) * (h / (log_snr[i] - log_snr[i - 1]) / 2).to(x)
         x, last = (sigma[i + 1] / sigma[i]).to(x) * x - (alpha[i + 1] * torch.expm1(-h)).to(x) * bent, x0
         yield x
 
+# %% ../06_schedulers.ipynb #d0573c61
 def dpmpp_timesteps(models, num_inference_steps):
     "DPM++'s own spacing: n whole timesteps from 999 down, the one that would be 0 left out."
     last = len(models.scheduler.alphas_cumprod) - 1
-    return torch.from_numpy(np.linspace(0, last, num_inference_steps + 1).round()[:0:-1].astype(np.int64).copy())
+    spaced = np.linspace(0, last, num_inference_steps + 1).round()[:0:-1]
+    return torch.from_numpy(spaced.astype(np.int64).copy())
 
-# %% ../06_schedulers.ipynb #b28e398d
+# %% ../06_schedulers.ipynb #d12fc45d
 def euler_ancestral(noise_at, x, timesteps, sigmas, generator):
-    "Yield x after each ancestral step: down to a smaller sigma, then fresh noise from `generator` up to the next one."
+    """Yield x after each ancestral step: down to a smaller sigma, then up to the next one by fresh noise.
+
+    The fresh noise comes from `generator`."""
     for t, sigma, next_sigma in zip(timesteps, sigmas, sigmas[1:]):
         up = (next_sigma**2 * (sigma**2 - next_sigma**2) / sigma**2)**.5
         down = (next_sigma**2 - up**2)**.5

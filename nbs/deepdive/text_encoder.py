@@ -3,32 +3,37 @@
 # %% auto #0
 __all__ = ['text_embeddings_from', 'token_embeddings_of']
 
-# %% ../03_text_encoder.ipynb #8cf50ce8
+# %% ../03_text_encoder.ipynb #b82c9955
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
 from .image_to_image import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor, img2img, initial_latents, latents_to_pil,
-    load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, show_images, to_rgb)
+    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor,
+    img2img, initial_latents, latents_to_pil, load_models, mean_difference, pil_to_latents, predict_noise,
+    psnr, quiet, show_images, to_rgb)
 
-# %% ../03_text_encoder.ipynb #531a41b7
+# %% ../03_text_encoder.ipynb #1981cd7d
 @torch.no_grad()
 def text_embeddings_from(models, input_embeddings):
-    """Hand-made token embeddings (B, 77, width), places not yet added -> what the text encoder makes of them, (B, 77, width).
+    """Hand-made token embeddings (B, 77, width) -> what the text encoder makes of them, (B, 77, width).
 
-    Raises ValueError for another shape. Lecture 9A, 11:00."""
+    Places are not yet added to them. Raises ValueError for another shape. Lecture 9A, 11:00."""
     expected = models.tokenizer.model_max_length, models.text_encoder.config.hidden_size
     if input_embeddings.ndim != 3 or tuple(input_embeddings.shape[1:]) != expected:
-        raise ValueError(f"input_embeddings must have the shape (batch, {expected[0]}, {expected[1]}), not {tuple(input_embeddings.shape)}; "
-                         "an embedding made for another model has another width")
-    hook = models.text_encoder.get_input_embeddings().register_forward_hook(lambda *_: input_embeddings.to(models.device, models.dtype))
-    try: return models.text_encoder(torch.zeros(input_embeddings.shape[:2], dtype=torch.long, device=models.device)).last_hidden_state
+        raise ValueError(
+            f"input_embeddings must have the shape (batch, {expected[0]}, {expected[1]}), not "
+            f"{tuple(input_embeddings.shape)}; an embedding made for another model has another width")
+    any_ids = torch.zeros(input_embeddings.shape[:2], dtype=torch.long, device=models.device)
+    layer = models.text_encoder.get_input_embeddings()
+    hook = layer.register_forward_hook(lambda *_: input_embeddings.to(models.device, models.dtype))
+    try: return models.text_encoder(any_ids).last_hidden_state
     finally: hook.remove()
 
-# %% ../03_text_encoder.ipynb #681b08fd
+# %% ../03_text_encoder.ipynb #a2ecf897
 def token_embeddings_of(models, prompt):
     "The rows of the token table for `prompt` (a string or a list), (B, 77, width), and its ids, (B, 77)."
-    ids = models.tokenizer([prompt] if isinstance(prompt, str) else prompt, padding="max_length", max_length=models.tokenizer.model_max_length,
-                           truncation=True, return_tensors="pt").input_ids.to(models.device)
+    prompts, length = [prompt] if isinstance(prompt, str) else prompt, models.tokenizer.model_max_length
+    ids = models.tokenizer(prompts, padding="max_length", max_length=length, truncation=True,
+                           return_tensors="pt").input_ids.to(models.device)
     with torch.no_grad(): return models.text_encoder.get_input_embeddings()(ids), ids

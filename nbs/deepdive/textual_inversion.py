@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['LEARNED', 'add_token', 'read_embeddings', 'embeddings_in', 'load_embedding', 'save_embedding']
 
-# %% ../04_textual_inversion.ipynb #fab5d02d
+# %% ../04_textual_inversion.ipynb #98662034
 import pickle
 from pathlib import Path
 
@@ -13,35 +13,40 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from .text_encoder import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor, img2img, initial_latents, latents_to_pil,
-    load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, show_images, text_embeddings_from, to_rgb, token_embeddings_of)
+    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor,
+    img2img, initial_latents, latents_to_pil, load_models, mean_difference, pil_to_latents, predict_noise,
+    psnr, quiet, show_images, text_embeddings_from, to_rgb, token_embeddings_of)
 
 # %% ../04_textual_inversion.ipynb #bad0e8f9
 LEARNED = {"pocket-sd": data_folder() / "embeddings" / "high-contrast.safetensors"}
 
-# %% ../04_textual_inversion.ipynb #19b8d00d
+# %% ../04_textual_inversion.ipynb #f031225d
 def add_token(models, token, embedding):
-    """Teach `models` (in place) a new `token` with one vector (width,) or several (n, width). Returns the words to type, "<t>" or "<t> <t>_1 ...".
+    """Teach `models` (in place) a new `token` with one vector (width,) or several (n, width).
 
-    Raises ValueError for a token that the tokenizer already has, for one with a space in it, and for vectors of another width."""
+    Returns the words to type, "<t>" or "<t> <t>_1 ...". Raises ValueError for a token that the tokenizer
+    already has, for one with a space in it, and for vectors of another width."""
     vectors, table = torch.atleast_2d(embedding), models.text_encoder.get_input_embeddings().weight
     if vectors.ndim != 2 or vectors.shape[1] != table.shape[1]:
-        raise ValueError(f"an embedding of the shape {tuple(embedding.shape)} does not fit this model, whose tokens are {table.shape[1]} wide; "
-                         "it was made for another one")
-    if not token or token.split() != [token]: raise ValueError(f"a token is one word without spaces, not {token!r}")
+        raise ValueError(f"an embedding of the shape {tuple(embedding.shape)} does not fit this model, "
+                         f"whose tokens are {table.shape[1]} wide; it was made for another one")
+    if not token or token.split() != [token]:
+        raise ValueError(f"a token is one word without spaces, not {token!r}")
     words = [token] + [f"{token}_{i}" for i in range(1, len(vectors))]
     for word in words:
-        if len(models.tokenizer.tokenize(word)) == 1: raise ValueError(f"the token {word!r} is taken; choose another, such as {f'<{word}-2>'!r}")
+        if len(models.tokenizer.tokenize(word)) == 1:
+            raise ValueError(f"the token {word!r} is taken; choose another, such as {f'<{word}-2>'!r}")
     models.tokenizer.add_tokens(words)
     rows = models.text_encoder.resize_token_embeddings(len(models.tokenizer), mean_resizing=False).weight
     with torch.no_grad(): rows[models.tokenizer.convert_tokens_to_ids(words)] = vectors.to(rows)
     return " ".join(words)
 
-# %% ../04_textual_inversion.ipynb #9d5b256c
+# %% ../04_textual_inversion.ipynb #4120d40b
 def read_embeddings(path):
-    """The embeddings in a .safetensors, a diffusers .bin or a web UI .pt file, as {token: (n, width) in float32}. No code in a file is run.
+    """The embeddings in a file, as {token: (n, width) in float32}. No code in the file is run.
 
-    Raises FileNotFoundError, or ValueError for a file that is broken, holds more than tensors, or holds no embedding."""
+    Reads .safetensors, a diffusers .bin and a web UI .pt. Raises FileNotFoundError, or ValueError for a
+    file that is broken, holds more than tensors, or holds no embedding."""
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no embedding file {str(path)!r}")
     try:
@@ -50,37 +55,45 @@ def read_embeddings(path):
             with torch.serialization.safe_globals([torch.nn.ParameterDict]):
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        raise ValueError(f"{path.name!r} is not loaded: it asks to run code, or is broken; have it as .safetensors") from e
+        raise ValueError(f"{path.name!r} is not loaded: it asks to run code, or is broken; "
+                         "have it as .safetensors") from e
     except Exception as e:  # the unpickler stumbles over a broken file in many ways
         raise ValueError(f"{path.name!r} is broken, or of another format: {e}") from e
     return embeddings_in(found, path)
 
-# %% ../04_textual_inversion.ipynb #a94c7d65
+# %% ../04_textual_inversion.ipynb #53c8b464
 def embeddings_in(found, path):
-    "What a loaded embedding file says, as {token: (n, width)}; `path` serves for names that are missing, and for errors."
+    """What a loaded embedding file says, as {token: (n, width)}.
+
+    `path` serves for names that are missing, and for errors."""
     if isinstance(found, dict) and "string_to_param" in found:
         found = {found.get("name") or path.stem: v for v in dict(found["string_to_param"]).values()}
     if isinstance(found, dict) and "emb_params" in found: found = {path.stem: found["emb_params"]}
-    if not isinstance(found, dict) or not found or not all(torch.is_tensor(v) and v.ndim in (1, 2) for v in found.values()):
-        raise ValueError(f"{path.name!r} holds no embedding: expected a dict from token to a vector or a list of vectors")
+    if (not isinstance(found, dict) or not found
+            or not all(torch.is_tensor(v) and v.ndim in (1, 2) for v in found.values())):
+        raise ValueError(f"{path.name!r} holds no embedding: "
+                         "expected a dict from token to a vector or a list of vectors")
     return {token: torch.atleast_2d(v.detach()).float() for token, v in found.items()}
 
-# %% ../04_textual_inversion.ipynb #58c6ea94
+# %% ../04_textual_inversion.ipynb #e17a6237
 def load_embedding(path, token=None):
-    """The vectors of `token` in an embedding file, (n, width) in float32; without `token`, those of the only one. See `read_embeddings`.
+    """The vectors of `token` in an embedding file, (n, width) in float32; without `token`, of the only one.
 
-    Raises KeyError for a token that is not in the file, ValueError where there are several to choose from."""
-    found = read_embeddings(path)
-    if token is None and len(found) > 1: raise ValueError(f"{Path(path).name!r} holds {sorted(found)}: say which")
-    if token is not None and token not in found: raise KeyError(f"no {token!r} in {Path(path).name!r}; it holds {sorted(found)}")
+    Reads with `read_embeddings`. Raises KeyError for a token that is not in the file, ValueError where
+    there are several to choose from."""
+    found, name = read_embeddings(path), Path(path).name
+    if token is None and len(found) > 1: raise ValueError(f"{name!r} holds {sorted(found)}: say which")
+    if token is not None and token not in found:
+        raise KeyError(f"no {token!r} in {name!r}; it holds {sorted(found)}")
     return found[token or next(iter(found))]
 
-# %% ../04_textual_inversion.ipynb #2b2f63f4
+# %% ../04_textual_inversion.ipynb #d0015d2c
 def save_embedding(path, token, embedding):
-    """Write one token's vectors, (width,) or (n, width), as .safetensors, or as .bin in diffusers' form. Either loads with `load_textual_inversion`.
+    """Write one token's vectors, (width,) or (n, width), as .safetensors, or as .bin in diffusers' form.
 
-    Raises ValueError for another ending."""
+    Either loads with `load_textual_inversion`. Raises ValueError for another ending."""
     path, vectors = Path(path), torch.atleast_2d(embedding.detach().float().cpu()).contiguous()
-    if path.suffix not in (".safetensors", ".bin"): raise ValueError(f"an embedding is saved as .safetensors or .bin, not as {path.suffix!r}")
+    if path.suffix not in (".safetensors", ".bin"):
+        raise ValueError(f"an embedding is saved as .safetensors or .bin, not as {path.suffix!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     (save_file if path.suffix == ".safetensors" else torch.save)({token: vectors}, path)

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['txt2img', 'saturation', 'KeepMaps', 'attention_maps']
 
-# %% ../05_unet.ipynb #42ea2f46
+# %% ../05_unet.ipynb #567f26a8
 import copy
 from contextlib import contextmanager
 
@@ -12,24 +12,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .textual_inversion import (
-    Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor, img2img, initial_latents,
-    latents_to_pil, load_embedding, load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images,
-    text_embeddings_from, to_rgb, token_embeddings_of)
+from deepdive.textual_inversion import (
+    Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step,
+    image_tensor, img2img, initial_latents, latents_to_pil, load_embedding, load_models, mean_difference,
+    pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images, text_embeddings_from, to_rgb,
+    token_embeddings_of)
 
-# %% ../05_unet.ipynb #b4d75cf4
-def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance_scale=7.5, seed=32, scheduler=None):
+# %% ../05_unet.ipynb #b1f4daf3
+def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance_scale=7.5,
+            seed=32, scheduler=None):
     """A string or a list of prompts -> a list of PIL images, the model's own size.
 
-    `negative_prompt` takes the empty prompt's place in guidance (one string, or one for each prompt). All noise is drawn in one go from `seed`.
-    Equal to diffusers' StableDiffusionPipeline with the same scheduler. Lecture 9A, 18:36."""
+    `negative_prompt` takes the empty prompt's place in guidance (one string, or one for each prompt).
+    All noise is drawn in one go from `seed`. Equal to diffusers' StableDiffusionPipeline with the same
+    scheduler. Lecture 9A, 18:36."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     text_embeddings, negative = encode_prompt(models, prompts), encode_prompt(models, negative_prompt)
     if len(negative) not in (1, len(prompts)):
-        raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts: give one, or one for each")
+        raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts: "
+                         "give one, or one for each")
     generator = torch.Generator().manual_seed(seed)
     latents = initial_latents(models, len(prompts), generator=generator)
-    latents = denoise(models, latents, text_embeddings, negative, num_inference_steps, guidance_scale, scheduler=scheduler, generator=generator)
+    latents = denoise(models, latents, text_embeddings, negative, num_inference_steps, guidance_scale,
+                      scheduler=scheduler, generator=generator)
     return latents_to_pil(models.vae, latents)
 
 # %% ../05_unet.ipynb #dbdecdfc
@@ -38,9 +43,11 @@ def saturation(image):
     values = np.asarray(to_rgb(image))
     return float(((values <= 2) | (values >= 253)).mean())
 
-# %% ../05_unet.ipynb #b86350d4
+# %% ../05_unet.ipynb #58c4ec15
 class KeepMaps:
-    "An attention processor that computes what the stock one does and appends its cross-attention shares, (B, heads, places, 77), to `maps`."
+    """An attention processor that computes what the stock one does and keeps its cross-attention shares.
+
+    Each call appends them, (B, heads, places, 77), to `maps`."""
     def __init__(self, maps): self.maps = maps
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
@@ -53,7 +60,7 @@ class KeepMaps:
 
 @contextmanager
 def attention_maps(unet):
-    "Within this block, every call of `unet` appends its cross-attention shares to the list that the block gets."
+    "Within this block, calls of `unet` append their cross-attention shares to the list the block gets."
     maps, before = [], dict(unet.attn_processors)
     unet.set_attn_processor(KeepMaps(maps))
     try: yield maps

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -42,6 +43,13 @@ def test_committed_executed_in_order(file):
     assert any({"image/png", "image/jpeg"} & o.get("data", {}).keys() for o in outputs)
     assert json.loads(file.read_text())["metadata"]["kernelspec"]["name"] == "python3"
     assert file.stat().st_size < 2**20
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_code_fits_the_window_and_cells_are_small(file):
+    cut = [[line for line in source(c).splitlines() if line.strip() and not line.startswith("#|")] for c in cells(file)]
+    assert [line for lines in cut for line in lines if len(line) > 108] == []
+    assert statistics.median(len(lines) for lines in cut if lines) <= 6
 
 
 @pytest.mark.parametrize("before, file", list(zip(FILES, FILES[1:])), ids=lambda f: f.stem)

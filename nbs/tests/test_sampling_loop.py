@@ -5,11 +5,10 @@ import warnings
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, LMSDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import DDIMScheduler, LMSDiscreteScheduler, StableDiffusionPipeline
 
 from deepdive.sampling_loop import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents, latents_to_pil, load_models, mean_difference,
+    check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents, latents_to_pil, load_models, mean_difference,
     predict_noise, show_images)
 
 POCKET = data_folder() / "pocket-sd"
@@ -118,28 +117,3 @@ def test_check_answer_never_raises(capsys, models):
     image = latents_to_pil(models.vae, torch.zeros(1, 4, 16, 16))[0]
     assert check_answer(image, image) and not check_answer(None, image)
     assert re.findall("right|not yet", capsys.readouterr().out) == ["right", "not yet", "not yet", "right", "not yet"]
-
-
-def test_pieces_run_on_sd15s_exact_configuration(models):
-    "Random weights in the very shapes of SD 1.5 (860 M parameters in the UNet), at 8 x 8 latents, two steps."
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
-                            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-                                            projection_dim=768))
-    sizes = [sum(p.numel() for p in m.parameters()) for m in (unet, vae, text)]
-    assert [round(s / 1e6) for s in sizes] == [860, 84, 123]
-    torch.manual_seed(0)
-    for part in unet, vae, text:
-        part.to_empty(device="cpu").to(torch.bfloat16).eval().requires_grad_(False)
-        for name, p in part.named_parameters(): p.fill_(float("norm" in name and "weight" in name)) if p.ndim < 2 else p.normal_(std=.02)
-        for name, b in part.named_buffers():
-            if name.endswith("position_ids"): b.copy_(torch.arange(77))
-    real = Models(models.tokenizer, text, vae, unet, models.scheduler, torch.device("cpu"), torch.bfloat16)
-    assert initial_latents(real).shape == (1, 4, 64, 64)
-    cond, uncond = encode_prompt(real, ["a puppy", ""]).chunk(2)
-    assert cond.shape == (1, 77, 768)
-    latents = denoise(real, initial_latents(real, height=64, width=64), cond, uncond, 2)
-    assert latents.shape == (1, 4, 8, 8) and latents.isfinite().all()
-    assert latents_to_pil(vae, latents)[0].size == (64, 64)

@@ -92,7 +92,8 @@ def test_tokens_that_cannot_be_added(fresh):
     for bad in ("two words", "", " x"):
         with pytest.raises(ValueError, match="a token is one word without spaces"): add_token(fresh, bad, vectors())
     for width in (127, 768):
-        with pytest.raises(ValueError, match=f"{width}\\) does not fit this model, whose tokens are 128 wide"): add_token(fresh, "<w>", vectors(1, width))
+        with pytest.raises(ValueError, match=f"{width}\\) does not fit this model, whose tokens are 128 wide"):
+            add_token(fresh, "<w>", vectors(1, width))
     with pytest.raises(ValueError, match="does not fit"): add_token(fresh, "<w>", torch.zeros(1, 2, 128))
     add_token(fresh, "<many>", vectors(3))
     with pytest.raises(ValueError, match="'<many>_1' is taken"): add_token(fresh, "<many>_1", vectors())

@@ -1,16 +1,19 @@
 "Notebooks 09 to 11: the training loop, its checkpoints, the losses and the judge."
 import json
 import random
+import shutil
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import nn
 
-from deepdive.contrastive import learning_rate
+from deepdive.autoencoder_training import train_vae
+from deepdive.contrastive import learning_rate, train_text
 from deepdive.latent_diffusion import (
-    BACKGROUNDS, SCHEDULE, TRAINED_STYLES, DiffusionLoss, Pictures, border_colour, cache_latents, combinations, fit, generate,
-    load_checkpoint, encode_prompt, mean_difference, pocket_unet, batch_psnr, round_trip, save_checkpoint, save_fp16, scores, train_judge,
-    training_record, write_scheduler)
+    BACKGROUNDS, SCHEDULE, TRAINED_STYLES, DiffusionLoss, Pictures, batch_psnr, border_colour, cache_latents, combinations, data_folder,
+    encode_prompt, evaluate, fit, generate, load_checkpoint, mean_difference, pocket_unet, round_trip, save_checkpoint, save_fp16, scores,
+    train_judge, train_unet, training_record, write_scheduler)
 
 
 class Line(nn.Module):
@@ -127,7 +130,29 @@ def test_border_colour_of_all_ten():
 
 def test_generate_gives_each_picture_its_own_seed(models):
     one, two = generate(models, ["a parrot"] * 2, steps=2, seed=5)
+    assert mean_difference(generate(models, ["a parrot"], steps=2, seed=5, negative=["blue"])[0], one) > .5
     assert mean_difference(generate(models, ["a parrot"], steps=2, seed=6)[0], two) < .5 < mean_difference(one, two)
+
+
+def test_every_stages_command_goes_on_from_weights_and_leaves_a_whole_model(tmp_path):
+    model, work = tmp_path / "model", tmp_path / "work"
+    shutil.copytree(data_folder() / "pocket-sd", model)
+    before = {name: training_record(name) for name in ("text", "vae", "unet")}
+    for name in "evaluation", "behaviour": (model / "training" / f"{name}.json").unlink()
+    train_text(steps=2, batch_size=8, work=work / "text", out=model)
+    train_vae(steps=2, batch_size=4, work=work / "vae", out=model, start=model / "vae")
+    train_unet(steps=2, batch_size=4, n_latents=8, work=work / "unet", out=model, start=model / "unet")
+    evaluate(out=model, n=3, judge_steps=2, work=work / "judge")
+    after = {name: training_record(name, model) for name in (*before, "evaluation", "behaviour")}
+    for name in "vae", "unet":
+        assert after[name]["runs"][:-1] == before[name]["runs"] and after[name]["runs"][-1]["steps"] == 2
+    assert len(after["text"]["runs"]) == 1 and 0 <= after["text"]["accuracy"] <= 1
+    assert set(after["vae"]["runs"][-1]["psnr"]) == {"2"} and after["evaluation"]["seen"]["n"] == 3
+    assert after["behaviour"]["n"] == 1 and after["behaviour"]["negative"] in (0, 1)
+    pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a parrot", num_inference_steps=1).images[0].size == (128, 128)
+    assert pipe.vae.config.scaling_factor == pytest.approx(after["vae"]["scaling_factor"])
 
 
 def test_records_of_the_long_runs_are_there():
@@ -135,4 +160,5 @@ def test_records_of_the_long_runs_are_there():
         runs = training_record(name)["runs"]
         assert all({"losses", "steps", "batch_size"} | keys <= set(run) for run in runs)
         assert runs[-1]["losses"][-1] < runs[0]["losses"][0]
-    assert {"real", "seen", "held_out"} <= set(training_record("evaluation"))
+    assert set(training_record("evaluation")) == {"real", "round_trip", "seen", "held_out"}
+    assert set(training_record("behaviour")["guidance"]) == {"0", "1", "3", "5", "7.5", "12"}
