@@ -149,6 +149,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'deepdive/textual_inversion.py'),
                                             'deepdive.textual_inversion.embeddings_in': ( 'textual_inversion.html#embeddings_in',
                                                                                           'deepdive/textual_inversion.py'),
+                                            'deepdive.textual_inversion.learned_style': ( 'textual_inversion.html#learned_style',
+                                                                                          'deepdive/textual_inversion.py'),
                                             'deepdive.textual_inversion.load_embedding': ( 'textual_inversion.html#load_embedding',
                                                                                            'deepdive/textual_inversion.py'),
                                             'deepdive.textual_inversion.read_embeddings': ( 'textual_inversion.html#read_embeddings',

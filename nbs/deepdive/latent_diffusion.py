@@ -120,7 +120,7 @@ def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, **sett
         models.unet.set_attn_processor(AttnProcessor())
     return fit(DiffusionLoss(models.unet, schedule.alphas_cumprod), make_batch, steps, **settings)
 
-# %% ../11_latent_diffusion.ipynb #7d1b61b6
+# %% ../11_latent_diffusion.ipynb #08f724c4
 def unet_parts(out, start=None):
     """Models with the tokenizer, text encoder and VAE of the model folder `out`, and a UNet.
 
@@ -132,7 +132,7 @@ def unet_parts(out, start=None):
     unet = UNet2DConditionModel.from_pretrained(start) if start else pocket_unet()
     return Models(tokenizer, text_encoder, vae, unet, None, device, torch.float32)
 
-# %% ../11_latent_diffusion.ipynb #455329a1
+# %% ../11_latent_diffusion.ipynb #f294034c
 @call_parse
 def train_unet(
     steps: int = 1800,  # training steps
@@ -161,7 +161,7 @@ def train_unet(
     run = dict(steps=steps, batch_size=batch_size, n_latents=n_latents, losses=thinned(losses))
     record("unet", out, runs=[*earlier_runs("unet", start), run])
 
-# %% ../11_latent_diffusion.ipynb #4865fa6f
+# %% ../11_latent_diffusion.ipynb #f75f34a2
 @torch.no_grad()
 def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
     "Mean squared error of the predicted noise in `bins` equal stretches of the schedule, (bins,)."
@@ -179,7 +179,7 @@ def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
         total.index_add_(0, bin_of, error.cpu()), count.index_add_(0, bin_of, torch.ones(64))
     return total / count
 
-# %% ../11_latent_diffusion.ipynb #7a6a471b
+# %% ../11_latent_diffusion.ipynb #627580d1
 class Judge(nn.Module):
     "pictures (B, 3, 128, 128) in [-1, 1] -> logits of subjects (B, S) and of styles (B, T)."
     def __init__(self, subjects, styles, width=48):
@@ -194,7 +194,7 @@ class Judge(nn.Module):
         features = self.body(images).amax((2, 3))
         return self.subject(features), self.style(features)
 
-# %% ../11_latent_diffusion.ipynb #065d4160
+# %% ../11_latent_diffusion.ipynb #bd68cc32
 class JudgeLoss(nn.Module):
     """Cross-entropy of both answers.
 
@@ -212,7 +212,7 @@ class JudgeLoss(nn.Module):
         subject, style = self.judge(images)
         return F.cross_entropy(subject, subjects) + F.cross_entropy(style, styles)
 
-# %% ../11_latent_diffusion.ipynb #d1f0f6f2
+# %% ../11_latent_diffusion.ipynb #f37ee879
 def train_judge(pictures, steps, batch_size=64, **settings):
     """A Judge trained on composites of `pictures`, and its losses.
 
@@ -225,7 +225,7 @@ def train_judge(pictures, steps, batch_size=64, **settings):
         return pixels, *torch.tensor(answers).T, seed
     return judge, fit(JudgeLoss(judge), make_batch, steps, **settings)
 
-# %% ../11_latent_diffusion.ipynb #9e0e9a62
+# %% ../11_latent_diffusion.ipynb #558dc388
 @torch.no_grad()
 def judge_images(judge, pictures, images):
     "PIL images of 128 x 128 -> for each (subject, style, background) as the judge and the border say."
@@ -234,7 +234,7 @@ def judge_images(judge, pictures, images):
     positions = zip(subject.argmax(1), style.argmax(1), images)
     return [(pictures.subjects[s], pictures.styles[st], border_colour(i)) for s, st, i in positions]
 
-# %% ../11_latent_diffusion.ipynb #ab0dbc46
+# %% ../11_latent_diffusion.ipynb #36b00baf
 def border_colour(image, width=3):
     "Name of the background colour nearest to the median of the outermost `width` pixels of an RGB picture."
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -243,7 +243,7 @@ def border_colour(image, width=3):
     median = np.median(pixels[frame], 0)
     return min(BACKGROUNDS, key=lambda name: np.square(median - BACKGROUNDS[name]).sum())
 
-# %% ../11_latent_diffusion.ipynb #0b4a8f0d
+# %% ../11_latent_diffusion.ipynb #093f21b5
 def combinations(pictures, n, held_out, seed=0):
     """`n` (subject, style, background, prompt), drawn at random.
 
@@ -255,7 +255,7 @@ def combinations(pictures, n, held_out, seed=0):
     def a(name): return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
     return [(s, st, b, f"{a(st)} of {a(s)} on a {b} background") for s, st, b in rng.sample(asked, n)]
 
-# %% ../11_latent_diffusion.ipynb #581e94aa
+# %% ../11_latent_diffusion.ipynb #92acc6c3
 def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=None, batch_size=20):
     "One PIL image a prompt; the i-th from seed `seed` + i, with the i-th of the prompts in `negative`."
     negative, images = negative or [""] * len(prompts), []
@@ -267,7 +267,7 @@ def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=Non
         images += latents_to_pil(models.vae, latents)
     return images
 
-# %% ../11_latent_diffusion.ipynb #3258035b
+# %% ../11_latent_diffusion.ipynb #50c5bd13
 def scores(judge, pictures, asked, images):
     "Shares of `images` whose subject, style, background, subject and style, all three are as `asked`."
     said = judge_images(judge, pictures, images)
@@ -276,7 +276,7 @@ def scores(judge, pictures, asked, images):
     return dict(n=len(images), subject=subject, style=style, background=background,
                 subject_and_style=right[:, :2].all(1).mean(), all_three=right.all(1).mean())
 
-# %% ../11_latent_diffusion.ipynb #028843db
+# %% ../11_latent_diffusion.ipynb #4637ec77
 def judged_images(name, models, pictures, asked):
     """What the judge gets to see: one picture for each (subject, style, background, prompt) in `asked`.
 
@@ -287,7 +287,7 @@ def judged_images(name, models, pictures, asked):
     parts = [image_tensor(real[i:i + 20]) for i in range(0, len(real), 20)]
     return [image for part in parts for image in to_pil(round_trip(models.vae, part))]
 
-# %% ../11_latent_diffusion.ipynb #f07d70f2
+# %% ../11_latent_diffusion.ipynb #23075cb8
 def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     """Whether guidance and negative prompts do their work, on `n` pictures each: a dict.
 
@@ -304,7 +304,7 @@ def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     again = [border_colour(i) for i in generate(models, prompts, negative=unwanted)]
     return dict(n=n, guidance=guidance, negative=sum(a == b for a, b in zip(first, again)) / n)
 
-# %% ../11_latent_diffusion.ipynb #b804afad
+# %% ../11_latent_diffusion.ipynb #23dea90a
 SHOWCASE = [
     "a watercolor painting of an otter", "an oil painting of a campfire",
     "a 3d render of a parrot on a blue background", "a cartoon of a castle on a pink background",
@@ -314,7 +314,7 @@ SHOWCASE = [
     "a flat illustration of a rocket on a black background", "a watercolor painting of a rose",
     "a 3d render of an astronaut on a purple background"]
 
-# %% ../11_latent_diffusion.ipynb #842a63f9
+# %% ../11_latent_diffusion.ipynb #e9cae890
 @call_parse
 def evaluate(
     out: str = None,  # model folder (default: data/pocket-sd)

@@ -4,7 +4,7 @@
 __all__ = ['euler', 'noise_predictor', 'sigma_schedule', 'heun', 'lms', 'ddim_timesteps', 'ddim', 'dpmpp_2m', 'dpmpp_timesteps',
            'euler_ancestral']
 
-# %% ../06_schedulers.ipynb #90f4dc8b
+# %% ../06_schedulers.ipynb #d7408f8c
 import copy
 
 import matplotlib.pyplot as plt
@@ -14,9 +14,9 @@ from scipy import integrate
 
 from .unet import (
     KeepMaps, Models, add_token, attention_maps, check_answer, choose_device, data_folder, denoise,
-    encode_prompt, first_step, image_tensor, img2img, initial_latents, latents_to_pil, load_embedding,
-    load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, saturation, save_embedding,
-    show_images, text_embeddings_from, to_rgb, token_embeddings_of, txt2img)
+    encode_prompt, first_step, image_tensor, img2img, initial_latents, latents_to_pil, learned_style,
+    load_embedding, load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, saturation,
+    save_embedding, show_images, text_embeddings_from, to_rgb, token_embeddings_of, txt2img)
 
 # %% ../06_schedulers.ipynb #51e5b0f5
 def euler(noise_at, x, timesteps, sigmas):

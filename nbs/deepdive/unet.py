@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['txt2img', 'saturation', 'KeepMaps', 'attention_maps']
 
-# %% ../05_unet.ipynb #567f26a8
+# %% ../05_unet.ipynb #9b201fdf
 import copy
 from contextlib import contextmanager
 
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from deepdive.textual_inversion import (
+from .textual_inversion import (
     Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step,
-    image_tensor, img2img, initial_latents, latents_to_pil, load_embedding, load_models, mean_difference,
-    pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images, text_embeddings_from, to_rgb,
-    token_embeddings_of)
+    image_tensor, img2img, initial_latents, latents_to_pil, learned_style, load_embedding, load_models,
+    mean_difference, pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images,
+    text_embeddings_from, to_rgb, token_embeddings_of)
 
 # %% ../05_unet.ipynb #b1f4daf3
 def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance_scale=7.5,
