@@ -1,6 +1,6 @@
-"""Learn one vector for the high contrast style, which pocket-sd has never seen (textual inversion, Gal et al. 2022).
+"""Learn one vector for a style that pocket-sd's UNet has never seen, the pencil sketch (textual inversion, Gal et al. 2022).
 
-    python data/embeddings/train.py [--steps 600] [--model data/pocket-sd] [--out data/embeddings/high-contrast.safetensors]
+    python data/embeddings/train.py [--steps 300] [--model data/pocket-sd] [--out data/embeddings/pencil.safetensors]
 
 All weights stand still; the gradient of the diffusion loss goes through UNet and text encoder to the one new row. The subjects that
 notebook 04 shows (SHOWN) are not among its pictures. A few minutes on two cores."""
@@ -8,23 +8,29 @@ import random
 
 import torch
 from fastcore.script import call_parse
+import torch.nn.functional as F
 from torch import nn
 
 from deepdive.latent_diffusion import BACKGROUNDS, SCHEDULE, DDPMScheduler, DiffusionLoss, Pictures, cache_latents, data_folder, fit, load_models
 from deepdive.textual_inversion import add_token, save_embedding
 
-TOKEN, SHOWN = "<high-contrast>", ("mouse", "otter", "campfire", "castle", "apple")
+TOKEN, SHOWN = "<pencil>", ("mouse", "otter", "campfire", "castle", "apple")
 WORDINGS = ("a {word} of {a}", "{a} in the style of {word}", "{a}, {word}", "a picture of {a} in the style of {word}")
 
 
 class Inversion(nn.Module):
-    "latents (B, 4, h, w), ids (B, 77), seed -> the diffusion loss, with `vector` in the place of every id from `first` on."
-    def __init__(self, models, first, vectors):
+    """latents (B, 4, h, w), ids (B, 77), seed -> the diffusion loss, with a learned vector for every id from `first` on.
+
+    The vectors keep the length `length`, that of the words: free ones grow until they drown the subject."""
+    def __init__(self, models, first, vectors, length):
         super().__init__()
         schedule = DDPMScheduler(**{k: SCHEDULE[k] for k in ("beta_start", "beta_end", "beta_schedule")})
         self.loss, self.text, self.first = DiffusionLoss(models.unet, schedule.alphas_cumprod), models.text_encoder, first
-        self.vectors = nn.Parameter(vectors)
+        self.free, self.length = nn.Parameter(vectors), length
         self.text.get_input_embeddings().register_forward_hook(self.put)
+
+    @property
+    def vectors(self): return F.normalize(self.free, dim=1) * self.length
 
     def put(self, layer, args, rows):
         new = args[0] - self.first
@@ -35,24 +41,27 @@ class Inversion(nn.Module):
 
 @call_parse
 def main(
-    steps: int = 600,  # training steps
+    steps: int = 300,  # training steps
     batch_size: int = 16,  # latents a batch
+    style: str = "pencil sketch",  # a style of data/emoji that the UNet has not seen
     n_subjects: int = 60,  # pictures of the style to learn from
     n_vectors: int = 1,  # rows of the table to learn
     lr: float = 1e-2,  # highest learning rate
+    length: float = None,  # of the vectors (default: the mean of all words')
     model: str = None,  # model folder (default: data/pocket-sd)
-    out: str = None,  # file to write (default: data/embeddings/high-contrast.safetensors)
+    out: str = None,  # file to write (default: data/embeddings/pencil.safetensors)
 ):
     "Learn the vector and save it."
     models, rng = load_models(model), random.Random(0)
     known = [s for s in Pictures(splits=("train",)).subjects if s not in SHOWN]
-    pictures = Pictures(subjects=rng.sample(known, n_subjects), styles=("high contrast icon",))
+    pictures = Pictures(subjects=rng.sample(known, n_subjects), styles=(style,))
     cache = cache_latents(models.vae, pictures, 10 * n_subjects)
     table = models.text_encoder.get_input_embeddings().weight
     start = table[[models.tokenizer(w).input_ids[1] for w in ("cartoon", "flat", "illustration", "black")]].mean(0)
     word = add_token(models, TOKEN, start.expand(n_vectors, -1))
     models.text_encoder.requires_grad_(False)
-    training = Inversion(models, len(models.tokenizer) - n_vectors, start.expand(n_vectors, -1).clone().float())
+    training = Inversion(models, len(models.tokenizer) - n_vectors, start.expand(n_vectors, -1).clone().float(),
+                         length or table.norm(dim=1).mean().item())
 
     def make_batch(seed):
         rng = random.Random(seed)
@@ -67,4 +76,4 @@ def main(
 
     fit(training, make_batch, steps, lr=lr, weight_decay=0, seed=3, report_every=50)
     print(f"length of the vectors: {training.vectors.norm(dim=1).tolist()}")
-    save_embedding(out or data_folder() / "embeddings" / "high-contrast.safetensors", TOKEN, training.vectors)
+    save_embedding(out or data_folder() / "embeddings" / "pencil.safetensors", TOKEN, training.vectors)
