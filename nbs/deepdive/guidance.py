@@ -23,8 +23,8 @@ def decode(vae, latents):
     "Scaled latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w), about [0, 1]; not clamped, so gradients flow."
     return vae.decode(latents / vae.config.scaling_factor).sample / 2 + .5
 
-# %% ../07_guidance.ipynb #93fa957e
-def guided_txt2img(models, prompt, loss_fn, loss_scale=40., every=5, through_unet=False,
+# %% ../07_guidance.ipynb #8f2d0187
+def guided_txt2img(models, prompt, loss_fn, loss_scale=4., every=5, through_unet=False,
                    negative_prompt="", num_inference_steps=50, guidance_scale=8., seed=32, report=None):
     """Euler's loop with, every `every` steps, a step down the gradient of `loss_fn`; a list of PIL images.
 

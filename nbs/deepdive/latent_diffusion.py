@@ -101,18 +101,20 @@ class DiffusionLoss(nn.Module):
         snr = (abar / (1 - abar)).flatten()
         return (error * snr.clamp(self.snr_floor, self.snr_cap) / snr).mean()
 
-# %% ../11_latent_diffusion.ipynb #493804a1
-def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, **settings):
+# %% ../11_latent_diffusion.ipynb #ef29c9f7
+def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, wrong=0., **settings):
     """Train `models.unet` on cached latents with captions worded anew; returns the losses.
 
-    `drop` is the share of empty captions. Further `settings` go to `fit`."""
+    `drop` is the share of empty captions, `wrong` the share of captions that belong to another picture.
+    Further `settings` go to `fit`."""
     backgrounds = list(BACKGROUNDS)
     def make_batch(seed):
         rng = random.Random(seed)
         rows = rng.choices(range(len(cache["latents"])), k=batch_size)
+        told = [rng.randrange(len(cache["latents"])) if rng.random() < wrong else row for row in rows]
         captions = ["" if rng.random() < drop
                     else pictures.caption(rng, pictures.subjects[s], pictures.styles[st], backgrounds[b])
-                    for s, st, b in cache["shown"][rows].tolist()]
+                    for s, st, b in cache["shown"][told].tolist()]
         return cache["latents"][rows].float(), encode_prompt(models, captions), seed
     schedule = DDPMScheduler(beta_start=SCHEDULE["beta_start"], beta_end=SCHEDULE["beta_end"],
                              beta_schedule=SCHEDULE["beta_schedule"])
@@ -132,7 +134,7 @@ def unet_parts(out, start=None):
     unet = UNet2DConditionModel.from_pretrained(start) if start else pocket_unet()
     return Models(tokenizer, text_encoder, vae, unet, None, device, torch.float32)
 
-# %% ../11_latent_diffusion.ipynb #f294034c
+# %% ../11_latent_diffusion.ipynb #ebccc223
 @call_parse
 def train_unet(
     steps: int = 1800,  # training steps
@@ -142,6 +144,7 @@ def train_unet(
     work: str = ".train/unet",  # folder for the checkpoint and the latents
     out: str = None,  # model folder (default: data/pocket-sd), with its text encoder and VAE already there
     mixed_precision: str = "bf16",  # no, bf16 or fp16
+    wrong: float = .5,  # share of captions that belong to another picture
     start: str = None,  # folder of a trained UNet to start from
 ):
     "Train pocket-sd's UNet on cached latents; goes on from its checkpoint."
@@ -155,10 +158,11 @@ def train_unet(
         cache = cache_latents(models.vae, pictures, n_latents)
         save_checkpoint(work / "latents.pt", **cache)
     losses = unet_training(
-        models, cache, pictures, steps, batch_size, lr=lr, mixed_precision=mixed_precision, seed=1,
-        ema_decay=.999, checkpoint=work / "checkpoint.pt", report_every=100)
+        models, cache, pictures, steps, batch_size, wrong=wrong, lr=lr, mixed_precision=mixed_precision,
+        seed=1, ema_decay=.999, checkpoint=work / "checkpoint.pt", report_every=100)
     save_fp16(models.unet, out / "unet")
-    run = dict(steps=steps, batch_size=batch_size, n_latents=n_latents, losses=thinned(losses))
+    run = dict(steps=steps, batch_size=batch_size, n_latents=n_latents, wrong=wrong,
+               losses=thinned(losses))
     record("unet", out, runs=[*earlier_runs("unet", start), run])
 
 # %% ../11_latent_diffusion.ipynb #f75f34a2

@@ -125,7 +125,7 @@ def load_models(model=None, device=None, dtype=None):
             "set DEEPDIVE_MODEL to a folder that holds it, or unset it to use pocket-sd") from e
     return Models(tokenizer, *parts, scheduler, device, dtype, source, known["prompts"])
 
-# %% ../00_sampling_loop.ipynb #736417af
+# %% ../00_sampling_loop.ipynb #d8dd0dbb
 def show_images(images, titles=None, cols=None, size=2.2):
     """Draw `images` in a grid of `cols` columns, `size` inches each, with a title above each.
 
@@ -137,7 +137,8 @@ def show_images(images, titles=None, cols=None, size=2.2):
     cols = min(cols or 6, len(images))
     rows = -(-len(images) // cols)
     lines = max(t.count("\n") + 1 if t else 0 for t in titles)
-    figsize = cols * size, rows * (size + .1 + .15 * lines)
+    tall, wide = np.shape(images[0])[:2]
+    figsize = cols * size, rows * (size * tall / wide + .1 + .15 * lines)
     figure, axes = plt.subplots(rows, cols, figsize=figsize, squeeze=False, layout="constrained")
     for ax in axes.flat: ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles):
