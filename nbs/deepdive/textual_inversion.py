@@ -26,7 +26,8 @@ def learned_style(models):
 
     It is read from the file in LEARNED; for want of one it is half puppy, half skunk."""
     if models.is_pocket: return load_file(LEARNED["pocket-sd"])["<pencil>"]
-    return models.text_encoder.get_input_embeddings().weight[[6829, 42194]].mean(0, keepdim=True).float().cpu()
+    table = models.text_encoder.get_input_embeddings().weight
+    return table[[6829, 42194]].mean(0, keepdim=True).float().cpu()
 
 # %% ../04_textual_inversion.ipynb #48ac543a
 def add_token(models, token, embedding):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
@@ -139,6 +140,7 @@ def test_every_stages_command_goes_on_from_weights_and_leaves_a_whole_model(tmp_
     shutil.copytree(data_folder() / "pocket-sd", model)
     before = {name: training_record(name) for name in ("text", "vae", "unet")}
     for name in "evaluation", "behaviour": (model / "training" / f"{name}.json").unlink()
+    AcceleratorState._reset_state(True)  # one process has one precision; the commands have bf16, the tests before had none
     train_text(steps=2, batch_size=8, work=work / "text", out=model)
     train_vae(steps=2, batch_size=4, work=work / "vae", out=model, start=model / "vae")
     train_unet(steps=2, batch_size=4, n_latents=8, work=work / "unet", out=model, start=model / "unet")
@@ -153,6 +155,7 @@ def test_every_stages_command_goes_on_from_weights_and_leaves_a_whole_model(tmp_
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a parrot", num_inference_steps=1).images[0].size == (128, 128)
     assert pipe.vae.config.scaling_factor == pytest.approx(after["vae"]["scaling_factor"])
+    AcceleratorState._reset_state(True)
 
 
 def test_records_of_the_long_runs_are_there():
