@@ -1,21 +1,22 @@
-"""Learn one vector for a style that pocket-sd's UNet has never seen, the pencil sketch (textual inversion, Gal et al. 2022).
+"""Learn one vector from pictures of one style (textual inversion, Gal et al. 2022).
 
-    python data/embeddings/train.py [--steps 300] [--model data/pocket-sd] [--out data/embeddings/pencil.safetensors]
+    python data/embeddings/train.py                                                # wash.safetensors
+    python data/embeddings/train.py --style "pencil sketch" --token "<pencil>"     # pencil.safetensors
 
 All weights stand still; the gradient of the diffusion loss goes through UNet and text encoder to the one new row. The subjects that
-notebook 04 shows (SHOWN) are not among its pictures. A few minutes on two cores."""
+notebook 04 shows (SHOWN) are not among its pictures. One to two minutes on two cores."""
 import random
 
 import torch
-from fastcore.script import call_parse
 import torch.nn.functional as F
+from fastcore.script import call_parse
 from torch import nn
 
 from deepdive.latent_diffusion import BACKGROUNDS, SCHEDULE, DDPMScheduler, DiffusionLoss, Pictures, cache_latents, data_folder, fit, load_models
 from deepdive.textual_inversion import add_token, save_embedding
 
-TOKEN, SHOWN = "<pencil>", ("mouse", "otter", "campfire", "castle", "apple")
-WORDINGS = ("a {word} of {a}", "{a} in the style of {word}", "{a}, {word}", "a picture of {a} in the style of {word}")
+SHOWN = "mouse", "castle", "lion", "parrot", "strawberry"
+WORDINGS = "a {word} of {a}", "{word} of {a}"
 
 
 class Inversion(nn.Module):
@@ -41,15 +42,16 @@ class Inversion(nn.Module):
 
 @call_parse
 def main(
-    steps: int = 300,  # training steps
-    batch_size: int = 16,  # latents a batch
-    style: str = "pencil sketch",  # a style of data/emoji that the UNet has not seen
-    n_subjects: int = 60,  # pictures of the style to learn from
+    steps: int = 160,  # training steps
+    batch_size: int = 24,  # latents a batch
+    style: str = "watercolor painting",  # a style of data/emoji
+    token: str = "<wash>",  # the word for it
+    n_subjects: int = 60,  # subjects whose pictures it learns from
     n_vectors: int = 1,  # rows of the table to learn
     lr: float = 1e-2,  # highest learning rate
-    length: float = None,  # of the vectors (default: the mean of all words')
+    length: float = None,  # of the vectors (default: that of all words on average)
     model: str = None,  # model folder (default: data/pocket-sd)
-    out: str = None,  # file to write (default: data/embeddings/pencil.safetensors)
+    out: str = None,  # file to write (default: data/embeddings/ and the token's name)
 ):
     "Learn the vector and save it."
     models, rng = load_models(model), random.Random(0)
@@ -58,7 +60,7 @@ def main(
     cache = cache_latents(models.vae, pictures, 10 * n_subjects)
     table = models.text_encoder.get_input_embeddings().weight
     start = table[[models.tokenizer(w).input_ids[1] for w in ("cartoon", "flat", "illustration", "black")]].mean(0)
-    word = add_token(models, TOKEN, start.expand(n_vectors, -1))
+    word = add_token(models, token, start.expand(n_vectors, -1))
     models.text_encoder.requires_grad_(False)
     training = Inversion(models, len(models.tokenizer) - n_vectors, start.expand(n_vectors, -1).clone().float(),
                          length or table.norm(dim=1).mean().item())
@@ -76,4 +78,4 @@ def main(
 
     fit(training, make_batch, steps, lr=lr, weight_decay=0, seed=3, report_every=50)
     print(f"length of the vectors: {training.vectors.norm(dim=1).tolist()}")
-    save_embedding(out or data_folder() / "embeddings" / "pencil.safetensors", TOKEN, training.vectors)
+    save_embedding(out or data_folder() / "embeddings" / f"{token.strip('<>')}.safetensors", token, training.vectors)

@@ -17,15 +17,15 @@ from .text_encoder import (
     img2img, initial_latents, latents_to_pil, load_models, mean_difference, pil_to_latents, predict_noise,
     psnr, quiet, show_images, text_embeddings_from, to_rgb, token_embeddings_of)
 
-# %% ../04_textual_inversion.ipynb #1d827818
-LEARNED = {"pocket-sd": data_folder() / "embeddings" / "pencil.safetensors"}
+# %% ../04_textual_inversion.ipynb #0b2c8911
+LEARNED = {"pocket-sd": data_folder() / "embeddings" / "wash.safetensors"}
 
-# %% ../04_textual_inversion.ipynb #cb2440e9
+# %% ../04_textual_inversion.ipynb #6b994917
 def learned_style(models):
     """A learned vector that fits `models`, (1, width).
 
     It is read from the file in LEARNED; for want of one it is half puppy, half skunk."""
-    if models.is_pocket: return load_file(LEARNED["pocket-sd"])["<pencil>"]
+    if models.is_pocket: return load_file(LEARNED["pocket-sd"])["<wash>"]
     table = models.text_encoder.get_input_embeddings().weight
     return table[[6829, 42194]].mean(0, keepdim=True).float().cpu()
 
@@ -50,7 +50,7 @@ def add_token(models, token, embedding):
     with torch.no_grad(): rows[models.tokenizer.convert_tokens_to_ids(words)] = vectors.to(rows)
     return " ".join(words)
 
-# %% ../04_textual_inversion.ipynb #d84ea279
+# %% ../04_textual_inversion.ipynb #3fc60caa
 def read_embeddings(path):
     """The embeddings in a file, as {token: (n, width) in float32}. No code in the file is run.
 
@@ -70,7 +70,7 @@ def read_embeddings(path):
         raise ValueError(f"{path.name!r} is broken, or of another format: {e}") from e
     return embeddings_in(found, path)
 
-# %% ../04_textual_inversion.ipynb #934e72a3
+# %% ../04_textual_inversion.ipynb #e20c5c2c
 def embeddings_in(found, path):
     """What a loaded embedding file says, as {token: (n, width)}.
 
@@ -84,7 +84,7 @@ def embeddings_in(found, path):
                          "expected a dict from token to a vector or a list of vectors")
     return {token: torch.atleast_2d(v.detach()).float() for token, v in found.items()}
 
-# %% ../04_textual_inversion.ipynb #157fd696
+# %% ../04_textual_inversion.ipynb #cde0fff5
 def load_embedding(path, token=None):
     """The vectors of `token` in an embedding file, (n, width) in float32; without `token`, of the only one.
 
@@ -96,7 +96,7 @@ def load_embedding(path, token=None):
         raise KeyError(f"no {token!r} in {name!r}; it holds {sorted(found)}")
     return found[token or next(iter(found))]
 
-# %% ../04_textual_inversion.ipynb #85e29804
+# %% ../04_textual_inversion.ipynb #79ecb697
 def save_embedding(path, token, embedding):
     """Write one token's vectors, (width,) or (n, width), as .safetensors, or as .bin in diffusers' form.
 
