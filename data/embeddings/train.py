@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fastcore.script import call_parse
 from torch import nn
 
-from deepdive.latent_diffusion import BACKGROUNDS, SCHEDULE, DDPMScheduler, DiffusionLoss, Pictures, cache_latents, data_folder, fit, load_models
+from deepdive.latent_diffusion import BACKGROUNDS, DiffusionLoss, Pictures, cache_latents, data_folder, fit, load_models, training_alphas
 from deepdive.textual_inversion import add_token, save_embedding
 
 SHOWN = "mouse", "castle", "lion", "parrot", "strawberry"
@@ -25,8 +25,7 @@ class Inversion(nn.Module):
     The vectors keep the length `length`, that of the words: free ones grow until they drown the subject."""
     def __init__(self, models, first, vectors, length):
         super().__init__()
-        schedule = DDPMScheduler(**{k: SCHEDULE[k] for k in ("beta_start", "beta_end", "beta_schedule")})
-        self.loss, self.text, self.first = DiffusionLoss(models.unet, schedule.alphas_cumprod), models.text_encoder, first
+        self.loss, self.text, self.first = DiffusionLoss(models.unet, training_alphas()), models.text_encoder, first
         self.free, self.length = nn.Parameter(vectors), length
         self.text.get_input_embeddings().register_forward_hook(self.put)
 

@@ -3,15 +3,16 @@
 # %% auto #0
 __all__ = ['to_rgb', 'image_tensor', 'pil_to_latents', 'psnr']
 
-# %% ../01_autoencoder.ipynb #7e1e0f4f
+# %% ../01_autoencoder.ipynb #d5bb8252
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .sampling_loop import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents,
-    latents_to_pil, load_models, mean_difference, predict_noise, quiet, show_images)
+from deepdive.sampling_loop import (
+    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, guided_noise,
+    initial_latents, latents_to_pil, load_models, mean_difference, predict_noise, quiet, show_images,
+    to_pil, token_ids)
 
 # %% ../01_autoencoder.ipynb #87ddd621
 def to_rgb(image):

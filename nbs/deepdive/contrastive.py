@@ -4,11 +4,18 @@
 __all__ = ['BACKGROUNDS', 'STYLES', 'TRAINED_STYLES', 'POCKET_STYLES', 'DRAWN', 'NO_STYLE', 'ON_BACKGROUND', 'IDLE_WORDS',
            'Composite', 'Pictures', 'cutout', 'compose', 'caption', 'draw', 'batch', 'pocket_text_encoder',
            'pocket_image_encoder', 'pocket_tokenizer', 'text_features', 'image_features', 'similarity_table',
-           'show_table', 'ContrastiveLoss', 'learning_rate', 'load_checkpoint', 'save_checkpoint', 'resume', 'fit',
-           'contrastive_training', 'smooth', 'plot_losses', 'save_fp16', 'record', 'earlier_runs', 'training_record',
-           'thinned', 'plot_runs', 'retrieval_accuracy', 'train_text']
+           'show_table', 'ContrastiveLoss', 'learning_rate', 'load_checkpoint', 'save_checkpoint', 'Run', 'save',
+           'seed_of', 'smooth', 'plot_losses', 'training_step', 'fit', 'contrastive_training', 'save_fp16', 'record',
+           'earlier_runs', 'training_record', 'thinned', 'plot_runs', 'retrieval_accuracy', 'train_text']
 
-# %% ../09_contrastive.ipynb #ecdf2657
+# %% ../09_contrastive.ipynb #f9a0f22b
+from .guidance import (
+    Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step,
+    image_tensor, img2img, initial_latents, latents_to_pil, load_embedding, load_models, mean_difference,
+    pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images, text_embeddings_from, to_pil,
+    to_rgb, token_embeddings_of)
+
+# %% ../09_contrastive.ipynb #49d4b873
 import copy
 import csv
 import json
@@ -29,16 +36,12 @@ from torch import nn
 from transformers import (
     CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection)
 
-from .guidance import (
-    Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step,
-    image_tensor, img2img, initial_latents, latents_to_pil, load_embedding, load_models, mean_difference,
-    pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images, text_embeddings_from, to_rgb,
-    token_embeddings_of)
-
-# %% ../09_contrastive.ipynb #d1eaac22
+# %% ../09_contrastive.ipynb #82a2437d
 BACKGROUNDS = dict(white=(245, 245, 245), black=(24, 24, 28), grey=(140, 140, 146), red=(214, 50, 50),
                    orange=(243, 140, 40), yellow=(250, 214, 70), green=(80, 175, 84), blue=(56, 122, 222),
                    purple=(138, 74, 190), pink=(246, 152, 192))
+
+# %% ../09_contrastive.ipynb #cae7da67
 STYLES = {
     "3d render": ["a 3d render of {}", "a 3d picture of {}", "{}, 3d render", "a photo of {}"],
     "flat illustration": ["a flat illustration of {}", "a flat picture of {}", "{}, flat illustration"],
@@ -52,11 +55,12 @@ STYLES = {
 }
 TRAINED_STYLES, POCKET_STYLES, DRAWN = tuple(STYLES)[:7], tuple(STYLES)[:5], tuple(STYLES)[:3]
 
-# %% ../09_contrastive.ipynb #0a6df47e
+# %% ../09_contrastive.ipynb #b7c527bb
 NO_STYLE = ["a picture of {}", "an image of {}", "{}"]
 ON_BACKGROUND = [" on a {} background", ", {} background", " against a {} wall"]
 IDLE_WORDS = ["cute", "graceful", "colorful", "beautiful", "lovely", "happy"]
 
+# %% ../09_contrastive.ipynb #9b397d00
 class Composite(NamedTuple):
     "One training example: an RGB picture, its caption, and what the caption means."
     image: Image.Image
@@ -65,7 +69,7 @@ class Composite(NamedTuple):
     style: str
     background: str
 
-# %% ../09_contrastive.ipynb #b27ba73e
+# %% ../09_contrastive.ipynb #d3dd2bbe
 class Pictures:
     """The pictures of data/emoji, and composites of them.
 
@@ -89,7 +93,7 @@ class Pictures:
         with (self.folder / "held_out.csv").open(encoding="utf-8") as f:
             self.held_out = {(r["subject"], r["style"], r["background"]) for r in csv.DictReader(f)}
 
-# %% ../09_contrastive.ipynb #04f43a2c
+# %% ../09_contrastive.ipynb #b7e89515
 def cutout(self, subject, style):
     "The 128 x 128 picture of `subject` in `style`, mode RGBa."
     if (subject, style) not in self.files:
@@ -98,7 +102,7 @@ def cutout(self, subject, style):
         self._cache[subject, style] = Image.open(self.folder / self.files[subject, style]).convert("RGBa")
     return self._cache[subject, style]
 
-# %% ../09_contrastive.ipynb #bd2a1c8c
+# %% ../09_contrastive.ipynb #7e90507c
 def compose(self, rng, subject, style, background, size=128):
     """One RGB picture: `subject` at a random place, of a random width, perhaps mirrored.
 
@@ -117,7 +121,7 @@ def compose(self, rng, subject, style, background, size=128):
 
 Pictures.cutout, Pictures.compose = cutout, compose
 
-# %% ../09_contrastive.ipynb #a1f11607
+# %% ../09_contrastive.ipynb #0004746d
 def caption(self, rng, subject, style, background):
     "One of many wordings; a 3D render may go without its style word, any picture without its background."
     names = self.synonyms[subject]
@@ -127,7 +131,7 @@ def caption(self, rng, subject, style, background):
     wording = rng.choice(STYLES[style] + NO_STYLE * (style == "3d render")).format(name)
     return wording + (rng.choice(ON_BACKGROUND).format(background) if rng.random() < .65 else "")
 
-# %% ../09_contrastive.ipynb #59975004
+# %% ../09_contrastive.ipynb #886c18c4
 def draw(self, rng, subject=None, style=None, background=None, size=128):
     """One Composite; what is left open is taken from `rng` (a random.Random).
 
@@ -140,7 +144,7 @@ def draw(self, rng, subject=None, style=None, background=None, size=128):
 
 Pictures.caption, Pictures.draw = caption, draw
 
-# %% ../09_contrastive.ipynb #8a40636d
+# %% ../09_contrastive.ipynb #5e029907
 def batch(self, n, seed, **fixed):
     """`n` Composites and their pictures, (n, 3, size, size) in [-1, 1]; one seed, one batch.
 
@@ -151,14 +155,14 @@ def batch(self, n, seed, **fixed):
 
 Pictures.batch = batch
 
-# %% ../09_contrastive.ipynb #adb325d8
+# %% ../09_contrastive.ipynb #e6b81778
 def pocket_text_encoder(width=128, layers=3):
     "An untrained CLIPTextModel; `pooler_output` is the state at the first end-of-text token, (B, width)."
     return CLIPTextModel(CLIPTextConfig(
         hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4,
         projection_dim=width, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407))
 
-# %% ../09_contrastive.ipynb #0d9ec400
+# %% ../09_contrastive.ipynb #5f1b49f8
 def pocket_image_encoder(width=128, layers=4, projection=128):
     """An untrained CLIPVisionModelWithProjection for 64 x 64 pictures in [-1, 1].
 
@@ -167,12 +171,12 @@ def pocket_image_encoder(width=128, layers=4, projection=128):
         hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4,
         image_size=64, patch_size=8, projection_dim=projection))
 
-# %% ../09_contrastive.ipynb #60946ee5
+# %% ../09_contrastive.ipynb #a34dc6dd
 def pocket_tokenizer(folder=None):
     "CLIP's own tokenizer, from data/pocket-sd/tokenizer."
     return CLIPTokenizer.from_pretrained(folder or data_folder() / "pocket-sd" / "tokenizer")
 
-# %% ../09_contrastive.ipynb #fbff02c2
+# %% ../09_contrastive.ipynb #94e94b55
 def text_features(text_encoder, tokenizer, captions):
     "B captions -> (B, width), each of length 1."
     tokens = tokenizer(list(captions), padding=True, truncation=True, max_length=77, return_tensors="pt")
@@ -185,14 +189,14 @@ def image_features(image_encoder, pixels):
     if pixels.shape[-1] != side: pixels = F.adaptive_avg_pool2d(pixels, side)
     return F.normalize(image_encoder(pixels.to(image_encoder.dtype)).image_embeds.float(), dim=-1)
 
-# %% ../09_contrastive.ipynb #195fb112
+# %% ../09_contrastive.ipynb #c64b5030
 @torch.no_grad()
 def similarity_table(text_encoder, image_encoder, tokenizer, captions, images):
     "Dot products of every caption (rows) with every picture (columns), (n, m) in [-1, 1]."
     images = image_tensor(images).to(image_encoder.device)
     return text_features(text_encoder, tokenizer, captions) @ image_features(image_encoder, images).T
 
-# %% ../09_contrastive.ipynb #21b1b3fe
+# %% ../09_contrastive.ipynb #cc4160b7
 def show_table(table, captions, images, title=None):
     "Draw a similarity table with its pictures above and its captions at the left."
     figure, axes = plt.subplots(2, 1, figsize=(1.3 * len(images) + 2, .55 * len(captions) + 1.5),
@@ -208,7 +212,7 @@ def show_table(table, captions, images, title=None):
                          color="white" if v > .6 else "black")
     plt.show()
 
-# %% ../09_contrastive.ipynb #9708ceb8
+# %% ../09_contrastive.ipynb #0be333fa
 class ContrastiveLoss(nn.Module):
     """pixels (B, 3, H, W) in [-1, 1] and B captions -> scalar: CLIP's loss (Radford et al. 2021).
 
@@ -225,19 +229,19 @@ class ContrastiveLoss(nn.Module):
         own = torch.arange(len(table), device=table.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
-# %% ../09_contrastive.ipynb #4325dabc
+# %% ../09_contrastive.ipynb #7bcce803
 def learning_rate(step, steps, lr, warmup=50, final=.02):
     "A linear warm-up over `warmup` steps, then half a cosine down to `final` x `lr`."
     cosine = .5 * (1 + math.cos(math.pi * step / steps))
     return lr * (final + (1 - final) * cosine) * min(1, (step + 1) / warmup)
 
-# %% ../09_contrastive.ipynb #7eaa646b
+# %% ../09_contrastive.ipynb #f65ba136
 def load_checkpoint(file, device="cpu"):
     "The checkpoint that `fit` wrote to `file`, or None. Only tensors and plain values are read."
     exists = file and Path(file).exists()
     return torch.load(file, map_location=device, weights_only=True) if exists else None
 
-# %% ../09_contrastive.ipynb #e4021f0b
+# %% ../09_contrastive.ipynb #9299ccd5
 def save_checkpoint(file, **state):
     "Write `state` to `file` in one piece: an interruption leaves the old file whole."
     file = Path(file)
@@ -245,60 +249,39 @@ def save_checkpoint(file, **state):
     torch.save(state, file.with_suffix(".new"))
     file.with_suffix(".new").replace(file)
 
-# %% ../09_contrastive.ipynb #d9f39cfc
-def resume(file, device, module, optimizer, ema=None):
-    "Put the checkpoint `file`, where there is one, into all three; returns the losses so far."
-    saved = load_checkpoint(file, device)
-    if not saved: return []
-    module.load_state_dict(saved["module"]), optimizer.load_state_dict(saved["optimizer"])
-    if ema: ema.load_state_dict(saved["ema"])
-    return saved["losses"]
+# %% ../09_contrastive.ipynb #03600cbc
+class Run:
+    "What a training run carries along, and its checkpoint keeps: weights, optimizer, average and losses."
+    def __init__(self, module, lr, weight_decay, ema_decay, checkpoint, mixed_precision, seed):
+        on_cpu = choose_device()[0].type == "cpu"
+        self.accelerator = Accelerator(mixed_precision=mixed_precision, cpu=on_cpu)
+        self.module, self.checkpoint, self.seed = module, checkpoint, seed
+        module.to(self.accelerator.device).train()
+        torch.manual_seed(seed)
+        self.params = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self.params, lr=lr, weight_decay=weight_decay, betas=(.9, .99))
+        self.ema = EMAModel(self.params, ema_decay, use_ema_warmup=True, power=.75) if ema_decay else None
+        self.losses = self.resume(load_checkpoint(checkpoint, self.accelerator.device), optimizer)
+        self.net, self.optimizer = self.accelerator.prepare(module, optimizer)
 
-# %% ../09_contrastive.ipynb #d9265cac
-def fit(module, make_batch, steps, lr=1e-3, warmup=50, weight_decay=.01, ema_decay=None, checkpoint=None,
-        save_every=200, mixed_precision="no", report=None, report_every=200, seed=0):
-    """Train `module` by AdamW for `steps` steps in all; returns the loss of each.
+    def resume(self, saved, optimizer):
+        if not saved: return []
+        self.module.load_state_dict(saved["module"])
+        optimizer.load_state_dict(saved["optimizer"])
+        if self.ema: self.ema.load_state_dict(saved["ema"])
+        return saved["losses"]
 
-    `module(*make_batch(seed))` gives a scalar. Every step has a seed of its own, so a run that goes on from
-    its `checkpoint` (a file) sees the pictures that it would have seen. With `ema_decay` the module ends
-    with the moving average of its weights. `report(step, module)` is called every `report_every` steps.
-    mixed_precision: "no", "bf16" or "fp16", as Accelerate has it."""
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=choose_device()[0].type == "cpu")
-    torch.manual_seed(seed)
-    params = [p for p in module.to(accelerator.device).train().parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, betas=(.9, .99))
-    ema = EMAModel(params, decay=ema_decay, use_ema_warmup=True, power=.75) if ema_decay else None
-    losses = resume(checkpoint, accelerator.device, module, optimizer, ema)
-    net, optimizer = accelerator.prepare(module, optimizer)
-    for step in range(len(losses), steps):
-        for group in optimizer.param_groups: group["lr"] = learning_rate(step, steps, lr, warmup)
-        own_seed = (seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
-        batch = [b.to(accelerator.device) if torch.is_tensor(b) else b for b in make_batch(own_seed)]
-        with accelerator.autocast(): loss = net(*batch)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(params, 1.)
-        optimizer.step(), optimizer.zero_grad()
-        if ema: ema.step(params)
-        losses.append(loss.item())
-        last = step + 1 == steps
-        if accelerator.is_main_process and checkpoint and (last or (step + 1) % save_every == 0):
-            save_checkpoint(checkpoint, module=module.state_dict(), optimizer=optimizer.state_dict(),
-                            losses=losses, ema=ema and ema.state_dict())
-        if accelerator.is_main_process and (last or (step + 1) % report_every == 0):
-            print(f"step {step + 1:5} of {steps}   loss {np.mean(losses[-report_every:]):.4f}", flush=True)
-            if report: report(step + 1, module)
-    if ema: ema.copy_to(params)
-    module.eval()
-    return losses
+# %% ../09_contrastive.ipynb #528129a5
+def save(self):
+    if self.checkpoint and self.accelerator.is_main_process:
+        save_checkpoint(self.checkpoint, module=self.module.state_dict(), losses=self.losses,
+                        optimizer=self.optimizer.state_dict(), ema=self.ema and self.ema.state_dict())
 
-# %% ../09_contrastive.ipynb #75294ea2
-def contrastive_training(pictures, text_encoder, image_encoder, tokenizer, steps, batch_size=128,
-                         **settings):
-    "Train both encoders on `pictures`; returns the losses. Further `settings` go to `fit`."
-    def make_batch(seed):
-        pixels, drawn = pictures.batch(batch_size, seed, size=image_encoder.config.image_size)
-        return pixels, [d.caption for d in drawn]
-    return fit(ContrastiveLoss(text_encoder, image_encoder, tokenizer), make_batch, steps, **settings)
+def seed_of(self, step):
+    "No two steps, and no two processes, share a seed."
+    return (self.seed * 1_000_003 + step) * self.accelerator.num_processes + self.accelerator.process_index
+
+Run.save, Run.seed_of = save, seed_of
 
 # %% ../09_contrastive.ipynb #bb17e318
 def smooth(values, width=20):
@@ -314,7 +297,50 @@ def plot_losses(losses, title, width=20, ylabel="loss", log=False):
     if log: ax.set_yscale("log")
     plt.show()
 
-# %% ../09_contrastive.ipynb #a1751376
+# %% ../09_contrastive.ipynb #134c34bc
+def training_step(accelerator, net, optimizer, batch):
+    "One step down the gradient of `net(*batch)`, whose value is returned."
+    batch = [b.to(accelerator.device) if torch.is_tensor(b) else b for b in batch]
+    with accelerator.autocast(): loss = net(*batch)
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(net.parameters(), 1.)
+    optimizer.step(), optimizer.zero_grad()
+    return loss.item()
+
+# %% ../09_contrastive.ipynb #5ab6be97
+def fit(module, make_batch, steps, lr=1e-3, warmup=50, weight_decay=.01, ema_decay=None, checkpoint=None,
+        save_every=200, mixed_precision="no", report=None, report_every=200, seed=0):
+    """Train `module` by AdamW for `steps` steps in all; returns the loss of each.
+
+    `module(*make_batch(seed))` gives a scalar. Each step has its own seed, so a run that goes on from its
+    `checkpoint` (a file) sees what it would have seen. With `ema_decay` the module ends with the moving
+    average of its weights. `report(step, module)` is called every `report_every` steps.
+    mixed_precision: "no", "bf16" or "fp16", as Accelerate has it."""
+    run = Run(module, lr, weight_decay, ema_decay, checkpoint, mixed_precision, seed)
+    for step in range(len(run.losses), steps):
+        for group in run.optimizer.param_groups: group["lr"] = learning_rate(step, steps, lr, warmup)
+        batch = make_batch(run.seed_of(step))
+        run.losses.append(training_step(run.accelerator, run.net, run.optimizer, batch))
+        if run.ema: run.ema.step(run.params)
+        done, last = step + 1, step + 1 == steps
+        if last or done % save_every == 0: run.save()
+        if run.accelerator.is_main_process and (last or done % report_every == 0):
+            print(f"step {done:5} of {steps}   loss {np.mean(run.losses[-report_every:]):.4f}", flush=True)
+            if report: report(done, module)
+    if run.ema: run.ema.copy_to(run.params)
+    module.eval()
+    return run.losses
+
+# %% ../09_contrastive.ipynb #0a29bbd5
+def contrastive_training(pictures, text_encoder, image_encoder, tokenizer, steps, batch_size=128,
+                         **settings):
+    "Train both encoders on `pictures`; returns the losses. Further `settings` go to `fit`."
+    def make_batch(seed):
+        pixels, drawn = pictures.batch(batch_size, seed, size=image_encoder.config.image_size)
+        return pixels, [d.caption for d in drawn]
+    return fit(ContrastiveLoss(text_encoder, image_encoder, tokenizer), make_batch, steps, **settings)
+
+# %% ../09_contrastive.ipynb #9fe0eb81
 def save_fp16(model, folder):
     """Save `model` as fp16 safetensors in `folder`, with a config that says float32.
 
@@ -325,14 +351,14 @@ def save_fp16(model, folder):
     config = json.loads(file.read_text())
     if "dtype" in config: file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
 
-# %% ../09_contrastive.ipynb #f95e3ccc
+# %% ../09_contrastive.ipynb #99c4d3ea
 def record(name, out, **values):
     "Write what a long run measured to training/`name`.json below the model's folder `out`."
     file = Path(out) / "training" / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(values) + "\n")
 
-# %% ../09_contrastive.ipynb #4a60b962
+# %% ../09_contrastive.ipynb #18312260
 def earlier_runs(name, start=None):
     "The runs on record for the weights in the folder `start`, from which training goes on: [] for none."
     return training_record(name, Path(start).parent)["runs"] if start else []
@@ -342,13 +368,13 @@ def training_record(name, model=None):
     folder = Path(model or data_folder() / "pocket-sd") / "training"
     return json.loads((folder / f"{name}.json").read_text())
 
-# %% ../09_contrastive.ipynb #ba7a3803
+# %% ../09_contrastive.ipynb #73f0a0b3
 def thinned(losses, points=400):
     "Means over equal stretches of a long list of losses, at most `points` of them, rounded to 5 digits."
     parts = np.array_split(np.asarray(losses), min(points, len(losses)))
     return [round(float(part.mean()), 5) for part in parts]
 
-# %% ../09_contrastive.ipynb #95b44853
+# %% ../09_contrastive.ipynb #8a53e5f4
 def plot_runs(runs, title, ylabel="loss", width=5):
     "Draw recorded training runs, each of which went on from the weights of the one before."
     figure, ax = plt.subplots(figsize=(5, 2.4), layout="constrained")
@@ -360,7 +386,7 @@ def plot_runs(runs, title, ylabel="loss", width=5):
     ax.set(xlabel="training step", ylabel=ylabel, title=f"{title}: {begin} steps", yscale="log")
     plt.show()
 
-# %% ../09_contrastive.ipynb #aab45d07
+# %% ../09_contrastive.ipynb #a1dd6dec
 @torch.no_grad()
 def retrieval_accuracy(text_encoder, image_encoder, tokenizer, pictures, n=256, seed=99_991):
     """Of `n` composites, the share whose own caption scores highest among all n.
@@ -376,7 +402,7 @@ def retrieval_accuracy(text_encoder, image_encoder, tokenizer, pictures, n=256, 
     table = similarity_table(text_encoder, image_encoder, tokenizer, captions, images)
     return (table.argmax(0).cpu() == torch.arange(n)).float().mean().item()
 
-# %% ../09_contrastive.ipynb #a892995b
+# %% ../09_contrastive.ipynb #dc842c82
 @call_parse
 def train_text(
     steps: int = 900,  # training steps

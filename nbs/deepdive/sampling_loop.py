@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['KNOWN_MODELS', 'quiet', 'data_folder', 'model_source', 'choose_device', 'Models', 'load_models', 'show_images',
-           'mean_difference', 'encode_prompt', 'initial_latents', 'predict_noise', 'denoise', 'latents_to_pil',
-           'check_answer']
+           'mean_difference', 'token_ids', 'encode_prompt', 'initial_latents', 'guided_noise', 'predict_noise',
+           'check_batch', 'denoise', 'to_pil', 'latents_to_pil', 'check_answer']
 
 # %% ../00_sampling_loop.ipynb #3f09b279
 import copy
@@ -157,24 +157,29 @@ def mean_difference(a, b):
     if a.shape != b.shape: raise ValueError(f"images of different size: {a.shape[:2]} and {b.shape[:2]}")
     return float(np.abs(a - b).mean())
 
-# %% ../00_sampling_loop.ipynb #f47afe0b
-def encode_prompt(models, prompt):
-    """`prompt`, a string or a list of B strings -> the text encoder's last hidden state, (B, 77, width).
+# %% ../00_sampling_loop.ipynb #bc363a00
+def token_ids(models, prompt):
+    """`prompt`, a string or a list of B strings -> its token ids, padded to (B, 77).
 
     Warns, naming what is lost, where a prompt is longer than the 77 tokens that CLIP reads."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError(f"prompt must be a string or a list of strings, not {prompt!r}")
     length = models.tokenizer.model_max_length
-    for p, ids in zip(prompts, models.tokenizer(prompts).input_ids):
+    for ids in models.tokenizer(prompts).input_ids:
         if len(ids) > length:
             warnings.warn(f"prompt of {len(ids)} tokens: only {length} fit, so this is not read: "
-                          f"{models.tokenizer.decode(ids[length - 1:-1])!r}", stacklevel=2)
-    ids = models.tokenizer(prompts, padding="max_length", max_length=length, truncation=True,
-                           return_tensors="pt").input_ids
-    with torch.no_grad(): return models.text_encoder(ids.to(models.device)).last_hidden_state
+                          f"{models.tokenizer.decode(ids[length - 1:-1])!r}", stacklevel=3)
+    return models.tokenizer(prompts, padding="max_length", max_length=length, truncation=True,
+                            return_tensors="pt").input_ids.to(models.device)
 
-# %% ../00_sampling_loop.ipynb #470a928a
+# %% ../00_sampling_loop.ipynb #c58b6f1b
+@torch.no_grad()
+def encode_prompt(models, prompt):
+    "A string or a list of B strings -> the text encoder's last hidden state, (B, 77, width)."
+    return models.text_encoder(token_ids(models, prompt)).last_hidden_state
+
+# %% ../00_sampling_loop.ipynb #4d5c130c
 def initial_latents(models, batch_size=1, seed=32, generator=None, height=None, width=None):
     """Standard normal noise, (batch_size, 4, height / 8, width / 8).
 
@@ -190,22 +195,39 @@ def initial_latents(models, batch_size=1, seed=32, generator=None, height=None, 
     shape = batch_size, models.unet.config.in_channels, height // factor, width // factor
     return torch.randn(shape, generator=generator).to(models.device, models.dtype)
 
-# %% ../00_sampling_loop.ipynb #e9bf300e
-def predict_noise(models, latents, t, text_embeddings, uncond_embeddings=None, guidance_scale=7.5,
-                  scheduler=None):
-    """The noise that the UNet sees in `latents` (B, 4, h, w) at timestep `t`, of the same shape.
+# %% ../00_sampling_loop.ipynb #cc4418c1
+def guided_noise(models, scaled, t, text_embeddings, uncond_embeddings=None, guidance_scale=7.5):
+    """The noise that the UNet sees in `scaled` latents (B, 4, h, w), of variance one, at timestep `t`.
 
-    Scales the latents as the scheduler wants them, runs conditional and unconditional prompt in one
-    doubled batch, and combines them by classifier-free guidance: uncond + guidance_scale * (cond - uncond).
-    A scale of exactly 1, or no `uncond_embeddings`, needs one half only."""
-    scaled = (scheduler or models.scheduler).scale_model_input(latents, t)
+    Runs conditional and unconditional prompt in one doubled batch, and combines them by classifier-free
+    guidance: uncond + guidance_scale * (cond - uncond). A scale of exactly 1, or no `uncond_embeddings`,
+    needs one half only."""
     if uncond_embeddings is None or guidance_scale == 1:
         return models.unet(scaled, t, encoder_hidden_states=text_embeddings).sample
     both = torch.cat([uncond_embeddings.expand_as(text_embeddings), text_embeddings])
     uncond, cond = models.unet(torch.cat([scaled] * 2), t, encoder_hidden_states=both).sample.chunk(2)
     return uncond + guidance_scale * (cond - uncond)
 
-# %% ../00_sampling_loop.ipynb #e59358b5
+# %% ../00_sampling_loop.ipynb #29db92bf
+def predict_noise(models, latents, t, text_embeddings, uncond_embeddings=None, guidance_scale=7.5,
+                  scheduler=None):
+    "The same for `latents` as the scheduler keeps them: it scales them for the UNet first."
+    scaled = (scheduler or models.scheduler).scale_model_input(latents, t)
+    return guided_noise(models, scaled, t, text_embeddings, uncond_embeddings, guidance_scale)
+
+# %% ../00_sampling_loop.ipynb #7dfe7738
+def check_batch(latents, text_embeddings, uncond_embeddings=None, num_inference_steps=1):
+    "Raise ValueError where the numbers of latents, prompts, negative prompts and steps do not fit."
+    n, prompts = len(latents), len(text_embeddings)
+    if num_inference_steps < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
+    if prompts != n:
+        raise ValueError(f"{n} latents but {prompts} prompts: give one prompt for each picture")
+    if uncond_embeddings is not None and len(uncond_embeddings) not in (1, n):
+        raise ValueError(f"{len(uncond_embeddings)} negative prompts for {n} prompts: "
+                         "give one, or one for each")
+
+# %% ../00_sampling_loop.ipynb #e2bcabe3
 @torch.no_grad()
 def denoise(models, latents, text_embeddings, uncond_embeddings=None, num_inference_steps=30,
             guidance_scale=7.5, start_step=None, scheduler=None, callback=None, generator=None):
@@ -215,11 +237,7 @@ def denoise(models, latents, text_embeddings, uncond_embeddings=None, num_infere
     all steps are taken; with a number, `latents` already carries the noise of that step.
     `callback(i, t, latents, noise_pred)` is called after each step. `generator` serves samplers that
     add noise."""
-    if num_inference_steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
-    if text_embeddings.shape[0] != latents.shape[0]:
-        raise ValueError(f"{latents.shape[0]} latents but {text_embeddings.shape[0]} prompts: "
-                         "give one prompt for each picture")
+    check_batch(latents, text_embeddings, uncond_embeddings, num_inference_steps)
     scheduler = copy.deepcopy(scheduler or models.scheduler)
     scheduler.set_timesteps(num_inference_steps, device=models.device)
     if start_step is not None and not 0 <= start_step < len(scheduler.timesteps):
@@ -233,18 +251,22 @@ def denoise(models, latents, text_embeddings, uncond_embeddings=None, num_infere
         if callback: callback(i, t, latents, noise_pred)
     return latents
 
-# %% ../00_sampling_loop.ipynb #f5425422
+# %% ../00_sampling_loop.ipynb #444dc6b4
+def to_pil(pixels):
+    "(B, 3, H, W) in [-1, 1] -> a list of B PIL images."
+    pixels = (pixels.float() / 2 + .5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray((p * 255).round().astype(np.uint8)) for p in pixels]
+
+# %% ../00_sampling_loop.ipynb #7eb6616c
 @torch.no_grad()
 def latents_to_pil(vae, latents):
     "Decode scaled latents (B, 4, h, w) into a list of B PIL images of 8h x 8w pixels."
     if latents.ndim != 4 or latents.shape[1] != vae.config.latent_channels:
         raise ValueError(f"latents must have the shape (batch, {vae.config.latent_channels}, h, w), "
                          f"not {tuple(latents.shape)}")
-    decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-    pixels = (decoded / 2 + .5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
-    return [Image.fromarray((p * 255).round().astype(np.uint8)) for p in pixels]
+    return to_pil(vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample)
 
-# %% ../00_sampling_loop.ipynb #39a1c29e
+# %% ../00_sampling_loop.ipynb #5e1f4c89
 def check_answer(got, expected, tolerance=1.):
     """Say whether an exercise is solved, without turning the notebook red.
 

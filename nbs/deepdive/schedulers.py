@@ -4,7 +4,7 @@
 __all__ = ['euler', 'noise_predictor', 'sigma_schedule', 'heun', 'lms', 'ddim_timesteps', 'ddim', 'dpmpp_2m', 'dpmpp_timesteps',
            'euler_ancestral']
 
-# %% ../06_schedulers.ipynb #d7408f8c
+# %% ../06_schedulers.ipynb #ba92f8e5
 import copy
 
 import matplotlib.pyplot as plt
@@ -14,9 +14,10 @@ from scipy import integrate
 
 from .unet import (
     KeepMaps, Models, add_token, attention_maps, check_answer, choose_device, data_folder, denoise,
-    encode_prompt, first_step, image_tensor, img2img, initial_latents, latents_to_pil, learned_style,
-    load_embedding, load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, saturation,
-    save_embedding, show_images, text_embeddings_from, to_rgb, token_embeddings_of, txt2img)
+    encode_prompt, first_step, guided_noise, image_tensor, img2img, initial_latents, latents_to_pil,
+    learned_style, load_embedding, load_models, mean_difference, pil_to_latents, predict_noise, psnr,
+    quiet, saturation, save_embedding, show_images, text_embeddings_from, to_pil, to_rgb,
+    token_embeddings_of, txt2img)
 
 # %% ../06_schedulers.ipynb #51e5b0f5
 def euler(noise_at, x, timesteps, sigmas):
@@ -27,16 +28,14 @@ def euler(noise_at, x, timesteps, sigmas):
         x = x + noise_at(x, sigma, t) * (next_sigma - sigma)
         yield x
 
-# %% ../06_schedulers.ipynb #762e5563
+# %% ../06_schedulers.ipynb #a72e2471
 def noise_predictor(models, text_embeddings, uncond_embeddings=None, guidance_scale=7.5):
     """noise_at(x, sigma, t) for latents x with noise of standard deviation sigma.
 
     They are scaled as the UNet wants them, and guidance is inside."""
-    class Plain:
-        def scale_model_input(self, latents, t): return latents
     def noise_at(x, sigma, t):
-        x = x / (sigma**2 + 1)**.5
-        return predict_noise(models, x, t, text_embeddings, uncond_embeddings, guidance_scale, Plain())
+        scaled = x / (sigma**2 + 1)**.5
+        return guided_noise(models, scaled, t, text_embeddings, uncond_embeddings, guidance_scale)
     return noise_at
 
 # %% ../06_schedulers.ipynb #6964dffd

@@ -3,15 +3,15 @@
 # %% auto #0
 __all__ = ['text_embeddings_from', 'token_embeddings_of']
 
-# %% ../03_text_encoder.ipynb #b82c9955
+# %% ../03_text_encoder.ipynb #85f743da
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
 from .image_to_image import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, image_tensor,
-    img2img, initial_latents, latents_to_pil, load_models, mean_difference, pil_to_latents, predict_noise,
-    psnr, quiet, show_images, to_rgb)
+    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, guided_noise,
+    image_tensor, img2img, initial_latents, latents_to_pil, load_models, mean_difference, pil_to_latents,
+    predict_noise, psnr, quiet, show_images, to_pil, to_rgb, token_ids)
 
 # %% ../03_text_encoder.ipynb #1981cd7d
 @torch.no_grad()
@@ -30,10 +30,8 @@ def text_embeddings_from(models, input_embeddings):
     try: return models.text_encoder(any_ids).last_hidden_state
     finally: hook.remove()
 
-# %% ../03_text_encoder.ipynb #a2ecf897
+# %% ../03_text_encoder.ipynb #22b5d634
 def token_embeddings_of(models, prompt):
     "The rows of the token table for `prompt` (a string or a list), (B, 77, width), and its ids, (B, 77)."
-    prompts, length = [prompt] if isinstance(prompt, str) else prompt, models.tokenizer.model_max_length
-    ids = models.tokenizer(prompts, padding="max_length", max_length=length, truncation=True,
-                           return_tensors="pt").input_ids.to(models.device)
+    ids = token_ids(models, prompt)
     with torch.no_grad(): return models.text_encoder.get_input_embeddings()(ids), ids

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['txt2img', 'saturation', 'KeepMaps', 'attention_maps']
 
-# %% ../05_unet.ipynb #9b201fdf
+# %% ../05_unet.ipynb #ee15857f
 import copy
 from contextlib import contextmanager
 
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 
 from .textual_inversion import (
     Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step,
-    image_tensor, img2img, initial_latents, latents_to_pil, learned_style, load_embedding, load_models,
-    mean_difference, pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images,
-    text_embeddings_from, to_rgb, token_embeddings_of)
+    guided_noise, image_tensor, img2img, initial_latents, latents_to_pil, learned_style, load_embedding,
+    load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images,
+    text_embeddings_from, to_pil, to_rgb, token_embeddings_of)
 
-# %% ../05_unet.ipynb #b1f4daf3
+# %% ../05_unet.ipynb #4653a035
 def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance_scale=7.5,
             seed=32, scheduler=None):
     """A string or a list of prompts -> a list of PIL images, the model's own size.
@@ -28,9 +28,6 @@ def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance
     scheduler. Lecture 9A, 18:36."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     text_embeddings, negative = encode_prompt(models, prompts), encode_prompt(models, negative_prompt)
-    if len(negative) not in (1, len(prompts)):
-        raise ValueError(f"{len(negative)} negative prompts for {len(prompts)} prompts: "
-                         "give one, or one for each")
     generator = torch.Generator().manual_seed(seed)
     latents = initial_latents(models, len(prompts), generator=generator)
     latents = denoise(models, latents, text_embeddings, negative, num_inference_steps, guidance_scale,

@@ -50,6 +50,7 @@ def test_code_fits_the_window_and_cells_are_small(file):
     cut = [[line for line in source(c).splitlines() if line.strip() and not line.startswith("#|")] for c in cells(file)]
     assert [line for lines in cut for line in lines if len(line) > 108] == []
     assert statistics.median(len(lines) for lines in cut if lines) <= 6
+    assert [lines[0] for lines in map(str.splitlines, map(source, cells(file))) if len(lines) > 25] == []
 
 
 @pytest.mark.parametrize("before, file", list(zip(FILES, FILES[1:])), ids=lambda f: f.stem)

@@ -157,6 +157,7 @@ RED = Image.new("RGB", (16, 16), "red")
     (lambda m: image_tensor([]), ValueError, "no images: give a PIL image"),
     (lambda m: image_tensor([RED, RED.resize((32, 16))]), ValueError, r"different sizes \[\(16, 16\), \(32, 16\)\]"),
     (lambda m: pil_to_latents(m.vae, np.zeros((8, 8, 3))), TypeError, "expected a PIL image, got ndarray"),
+    (lambda m: img2img(m, ["a", "b"], RED, negative_prompt=["x", "y", "z"]), ValueError, "3 negative prompts for 2 prompts: give one, or one for each"),
     (lambda m: img2img(m, "a", RED, strength=1.5), ValueError, r"strength must lie in \[0, 1\], not 1.5"),
     (lambda m: img2img(m, "a", RED, strength=-.1), ValueError, r"strength must lie in \[0, 1\], not -0.1"),
     (lambda m: first_step(.5, 0), ValueError, "num_inference_steps must be at least 1, not 0"),
