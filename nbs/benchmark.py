@@ -21,7 +21,8 @@ def pipeline(): return pipe(prompt, num_inference_steps=30, guidance_scale=7.5, 
 
 
 def loop():
-    latents = denoise(models, initial_latents(models), encode_prompt(models, prompt), encode_prompt(models, ""), 30, 7.5)
+    uncond_embeddings, text_embeddings = encode_prompt(models, ["", prompt]).chunk(2)
+    latents = denoise(models, initial_latents(models), text_embeddings, uncond_embeddings, 30, 7.5)
     return latents_to_pil(models.vae, latents)[0]
 
 

@@ -6,6 +6,7 @@
 Running it twice on one machine leaves the same bytes. It ends with an error as soon as a cell fails."""
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,7 +28,12 @@ def execute(file, env=None):
     "The executed notebook of `file` (nothing is written). Its kernel works in nbs/, as JupyterLab's does; `env` adds to its environment."
     nb = nbformat.read(file, as_version=4)
     kernel_env = {**os.environ, "PYTHONHASHSEED": "0", **(env or {})}
-    NotebookClient(nb, timeout=900, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(NBS)}}).execute(env=kernel_env)
+    client = NotebookClient(nb, timeout=900, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(NBS)}})
+    client.create_kernel_manager()
+    with tempfile.TemporaryDirectory() as folder:
+        if os.name == "posix":  # sockets in files: runs side by side cannot take each other's ports
+            client.km.transport, client.km.ip = "ipc", f"{folder}/kernel"
+        client.execute(env=kernel_env)
     nb.metadata = dict(kernelspec=dict(display_name="Python 3", language="python", name="python3"), language_info=dict(name="python"))
     return nb
 

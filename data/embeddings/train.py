@@ -1,7 +1,7 @@
 """Learn one vector from pictures of one style (textual inversion, Gal et al. 2022).
 
-    python data/embeddings/train.py                                                # wash.safetensors
-    python data/embeddings/train.py --style "pencil sketch" --token "<pencil>"     # pencil.safetensors
+    python data/embeddings/train.py                                                             # wash.safetensors
+    python data/embeddings/train.py --style "pencil sketch" --token "<pencil>" --steps 160   # pencil.safetensors
 
 All weights stand still; the gradient of the diffusion loss goes through UNet and text encoder to the one new row. The subjects that
 notebook 04 shows (SHOWN) are not among its pictures. One to two minutes on two cores."""
@@ -41,7 +41,7 @@ class Inversion(nn.Module):
 
 @call_parse
 def main(
-    steps: int = 160,  # training steps
+    steps: int = 240,  # training steps
     batch_size: int = 24,  # latents a batch
     style: str = "watercolor painting",  # a style of data/emoji
     token: str = "<wash>",  # the word for it

@@ -340,7 +340,7 @@ def contrastive_training(pictures, text_encoder, image_encoder, tokenizer, steps
         return pixels, [d.caption for d in drawn]
     return fit(ContrastiveLoss(text_encoder, image_encoder, tokenizer), make_batch, steps, **settings)
 
-# %% ../09_contrastive.ipynb #9fe0eb81
+# %% ../09_contrastive.ipynb #d988e6c7
 def save_fp16(model, folder):
     """Save `model` as fp16 safetensors in `folder`, with a config that says float32.
 
@@ -349,7 +349,9 @@ def save_fp16(model, folder):
     copy.deepcopy(model).half().save_pretrained(folder)
     file = Path(folder) / "config.json"
     config = json.loads(file.read_text())
-    if "dtype" in config: file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+    config.pop("_name_or_path", None)  # a path of this machine
+    if "dtype" in config: config["dtype"] = "float32"
+    file.write_text(json.dumps(config, indent=2) + "\n")
 
 # %% ../09_contrastive.ipynb #99c4d3ea
 def record(name, out, **values):

@@ -23,16 +23,17 @@ def decode(vae, latents):
     "Scaled latents (B, 4, h, w) -> pictures (B, 3, 8h, 8w), about [0, 1]; not clamped, so gradients flow."
     return vae.decode(latents / vae.config.scaling_factor).sample / 2 + .5
 
-# %% ../07_guidance.ipynb #8f2d0187
-def guided_txt2img(models, prompt, loss_fn, loss_scale=4., every=5, through_unet=False,
+# %% ../07_guidance.ipynb #bef8ce16
+def guided_txt2img(models, prompt, loss_fn, loss_scale=40., every=5, start=0., through_unet=False,
                    negative_prompt="", num_inference_steps=50, guidance_scale=8., seed=32, report=None):
     """Euler's loop with, every `every` steps, a step down the gradient of `loss_fn`; a list of PIL images.
 
     That step is x <- x - loss_scale * sigma² * gradient. `loss_fn` takes the decoded expected end,
-    (B, 3, H, W) in about [0, 1], and returns a scalar. With `through_unet` the gradient also flows through
-    the noise prediction; without, the noise counts as a constant. `report(i, loss)` is called at each push.
-    Lecture 9A, 36:30."""
+    (B, 3, H, W) in about [0, 1], and returns a scalar. The first steps, a share `start` in [0, 1], go
+    without. With `through_unet` the gradient also flows through the noise prediction; without, the noise
+    counts as a constant. `report(i, loss)` is called at each push. Lecture 9A, 36:30."""
     if every < 1: raise ValueError(f"every must be at least 1, not {every}")
+    if not 0 <= start <= 1: raise ValueError(f"start must lie in [0, 1], not {start}")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     embeddings, negative = encode_prompt(models, prompts), encode_prompt(models, negative_prompt)
     timesteps, sigmas = (v.to(models.device) for v in sigma_schedule(models, num_inference_steps))
@@ -40,7 +41,7 @@ def guided_txt2img(models, prompt, loss_fn, loss_scale=4., every=5, through_unet
     x = initial_latents(models, len(prompts), seed) * sigmas[0]
     noise_at = noise_predictor(models, embeddings, negative, guidance_scale)
     for i, (t, sigma, next_sigma) in enumerate(zip(timesteps, sigmas, sigmas[1:])):
-        if i % every == 0:
+        if i % every == 0 and i >= round(start * num_inference_steps):
             loss, gradient = loss_gradient(models, x, sigma, t, noise_at, loss_fn, through_unet)
             x = x - loss_scale * sigma**2 * gradient
             if report: report(i, loss)

@@ -34,13 +34,13 @@ def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance
                       scheduler=scheduler, generator=generator)
     return latents_to_pil(models.vae, latents)
 
-# %% ../05_unet.ipynb #dbdecdfc
+# %% ../05_unet.ipynb #024f3304
 def saturation(image):
     "Share of an image's colour values that are within 2 of 0 or 255."
     values = np.asarray(to_rgb(image))
     return float(((values <= 2) | (values >= 253)).mean())
 
-# %% ../05_unet.ipynb #58c4ec15
+# %% ../05_unet.ipynb #09ab13e5
 class KeepMaps:
     """An attention processor that computes what the stock one does and keeps its cross-attention shares.
 

@@ -148,6 +148,12 @@ def test_loss_scale_zero_is_eulers_loop(models):
     assert mean_difference(guided, plain) < .5
 
 
+def test_pushes_come_every_few_steps_from_the_start_on(models):
+    pushed = []
+    guided_txt2img(models, "an owl", lambda i: i.mean(), every=2, start=.5, num_inference_steps=8, report=lambda i, loss: pushed.append(i))
+    assert pushed == [4, 6]
+
+
 # ---------------------------------------------------------------- bad input
 RED = Image.new("RGB", (16, 16), "red")
 
@@ -157,7 +163,8 @@ RED = Image.new("RGB", (16, 16), "red")
     (lambda m: image_tensor([]), ValueError, "no images: give a PIL image"),
     (lambda m: image_tensor([RED, RED.resize((32, 16))]), ValueError, r"different sizes \[\(16, 16\), \(32, 16\)\]"),
     (lambda m: pil_to_latents(m.vae, np.zeros((8, 8, 3))), TypeError, "expected a PIL image, got ndarray"),
-    (lambda m: img2img(m, ["a", "b"], RED, negative_prompt=["x", "y", "z"]), ValueError, "3 negative prompts for 2 prompts: give one, or one for each"),
+    (lambda m: img2img(m, ["a", "b"], RED, negative_prompt=["x", "y", "z"]), ValueError,
+     "3 negative prompts for 2 prompts: give one, or one for each"),
     (lambda m: img2img(m, "a", RED, strength=1.5), ValueError, r"strength must lie in \[0, 1\], not 1.5"),
     (lambda m: img2img(m, "a", RED, strength=-.1), ValueError, r"strength must lie in \[0, 1\], not -0.1"),
     (lambda m: first_step(.5, 0), ValueError, "num_inference_steps must be at least 1, not 0"),
@@ -167,6 +174,7 @@ RED = Image.new("RGB", (16, 16), "red")
     (lambda m: txt2img(m, ["a", "b", "c"], ["x", "y"]), ValueError, "2 negative prompts for 3 prompts"),
     (lambda m: txt2img(m, "a", num_inference_steps=-3), ValueError, "at least 1, not -3"),
     (lambda m: guided_txt2img(m, "a", lambda i: i.mean(), every=0), ValueError, "every must be at least 1, not 0"),
+    (lambda m: guided_txt2img(m, "a", lambda i: i.mean(), start=-.1), ValueError, r"start must lie in \[0, 1\], not -0.1"),
     (lambda m: guided_txt2img(m, "a", lambda i: i), ValueError, r"single number, not a tensor of shape \(1, 3, 128, 128\)"),
 ])
 def test_bad_input(models, call, error, message):

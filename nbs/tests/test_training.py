@@ -12,9 +12,9 @@ from torch import nn
 from deepdive.autoencoder_training import train_vae
 from deepdive.contrastive import learning_rate, train_text
 from deepdive.latent_diffusion import (
-    BACKGROUNDS, SCHEDULE, TRAINED_STYLES, DiffusionLoss, Pictures, batch_psnr, border_colour, cache_latents, combinations, data_folder,
-    encode_prompt, evaluate, fit, generate, load_checkpoint, mean_difference, pocket_unet, round_trip, save_checkpoint, save_fp16, scores,
-    train_judge, train_unet, training_record, write_scheduler)
+    BACKGROUNDS, SCHEDULE, TRAINED_STYLES, DiffusionLoss, Pictures, SettlingLoss, batch_psnr, border_colour, cache_latents, combinations,
+    data_folder, draw_weights, encode_prompt, evaluate, fit, generate, load_checkpoint, mean_difference, pocket_unet, round_trip,
+    save_checkpoint, save_fp16, scores, train_judge, train_unet, training_alphas, training_record, write_scheduler)
 
 
 class Line(nn.Module):
@@ -107,6 +107,12 @@ def test_cache_says_what_it_holds(models):
     assert [pictures.subjects[s] for s in cache["shown"][:4, 0]] == [d.subject for d in drawn]
 
 
+def test_styles_come_alike_and_the_lectures_subjects_twice_as_often():
+    pictures = Pictures(subjects=["apple", "otter"], styles=("3d render", "oil painting"))
+    shown = torch.tensor([[1, 0, 3], [0, 0, 3], [0, 0, 5], [0, 1, 3]])  # otter and two apples in one style, an apple in the other
+    assert torch.allclose(draw_weights(dict(shown=shown), pictures), torch.tensor([2 / 3, 1 / 3, 1 / 3, 1.]))
+
+
 def test_prompts_to_test_are_of_the_kind_asked_for():
     pictures = Pictures(splits=("train",), styles=TRAINED_STYLES[:5])
     seen, held = combinations(pictures, 50, False), combinations(pictures, 50, True)
@@ -143,14 +149,16 @@ def test_every_stages_command_goes_on_from_weights_and_leaves_a_whole_model(tmp_
     AcceleratorState._reset_state(True)  # one process has one precision; the commands have bf16, the tests before had none
     train_text(steps=2, batch_size=8, work=work / "text", out=model)
     train_vae(steps=2, batch_size=4, work=work / "vae", out=model, start=model / "vae")
-    train_unet(steps=2, batch_size=4, n_latents=8, work=work / "unet", out=model, start=model / "unet")
+    train_unet(steps=2, settle=1, batch_size=4, n_latents=8, work=work / "unet", out=model, start=model / "unet")
     evaluate(out=model, n=3, judge_steps=2, work=work / "judge")
     after = {name: training_record(name, model) for name in (*before, "evaluation", "behaviour")}
     for name in "vae", "unet":
-        assert after[name]["runs"][:-1] == before[name]["runs"] and after[name]["runs"][-1]["steps"] == 2
+        new = after[name]["runs"][len(before[name]["runs"]):]
+        assert after[name]["runs"][:-len(new)] == before[name]["runs"] and [run["steps"] for run in new] == ([2] if name == "vae" else [2, 1])
     assert len(after["text"]["runs"]) == 1 and 0 <= after["text"]["accuracy"] <= 1
     assert set(after["vae"]["runs"][-1]["psnr"]) == {"2"} and after["evaluation"]["seen"]["n"] == 3
     assert after["behaviour"]["n"] == 1 and after["behaviour"]["negative"] in (0, 1)
+    assert all(share in (0, 1) for shares in after["behaviour"]["img2img"].values() for share in shares)
     pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a parrot", num_inference_steps=1).images[0].size == (128, 128)
@@ -165,3 +173,18 @@ def test_records_of_the_long_runs_are_there():
         assert runs[-1]["losses"][-1] < runs[0]["losses"][0]
     assert set(training_record("evaluation")) == {"real", "round_trip", "seen", "held_out"}
     assert set(training_record("behaviour")["guidance"]) == {"0", "1", "3", "5", "7.5", "12"}
+
+
+def test_a_settled_copy_is_to_answer_as_its_teacher_would_at_less_guidance(models):
+    text, uncond = encode_prompt(models, ["a parrot", "a castle", "an apple", "a swan"]), encode_prompt(models, "")
+    x, t = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 300, 600, 10])
+    loss = SettlingLoss(pocket_unet(), training_alphas(), models.unet, uncond, .4, wrong=.5)
+    with torch.no_grad(): a, b = (models.unet(x, t, encoder_hidden_states=e).sample for e in (text, uncond.expand_as(text)))
+    expected = b + .4 * (a - b)
+    expected[1] = b[1]  # the first half has another picture's text, and at t = 300 one can see it
+    assert torch.allclose(loss.target(None, x, t, text), expected, atol=1e-5)
+    assert len(list(loss.parameters())) == len(list(models.unet.parameters()))  # the teacher's are not among them
+    seen = []
+    loss.unet.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True)
+    with torch.no_grad(): loss(x, text, 0)
+    assert torch.equal(seen[0], text[[1, 0, 2, 3]])
