@@ -72,14 +72,12 @@ def round_trip(vae, images):
     latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mean
     return vae.decode(latents).sample.float().clamp(-1, 1).cpu()
 
-# %% ../10_autoencoder_training.ipynb #bbb34370
+# %% ../10_autoencoder_training.ipynb #10f7d91b
 def vae_training(vae, shares, steps, **settings):
     """Train `vae` on `shares`, a list of (Pictures, how many of them a batch); returns the losses.
 
     Further `settings` go to `fit`."""
-    def make_batch(seed):
-        pixels = torch.cat([pictures.batch(n, seed)[0] for pictures, n in shares])
-        return (pixels,)
+    def make_batch(seed): return (torch.cat([pictures.batch(n, seed)[0] for pictures, n in shares]),)
     return fit(VAELoss(vae), make_batch, steps, **settings)
 
 # %% ../10_autoencoder_training.ipynb #9e517b38

@@ -27,9 +27,9 @@ def first_step(strength, num_inference_steps):
         raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
     return num_inference_steps - int(num_inference_steps * strength)
 
-# %% ../02_image_to_image.ipynb #64c97ecf
+# %% ../02_image_to_image.ipynb #a6866a56
 def noised(scheduler, latents, step, generator):
-    "`latents` (B, 4, h, w) with the noise of `step`, drawn from `generator`; the scheduler's steps are set."
+    "`latents` (B, 4, h, w) with the noise of `step` from `generator`; the scheduler's steps are set."
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     return scheduler.add_noise(latents, noise, scheduler.timesteps[step].repeat(len(latents)))
 

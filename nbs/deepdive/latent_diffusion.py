@@ -118,9 +118,9 @@ def captions_of(pictures, shown, rng):
     return [pictures.caption(rng, pictures.subjects[s], pictures.styles[st], list(BACKGROUNDS)[b])
             for s, st, b in shown.tolist()]
 
-# %% ../11_latent_diffusion.ipynb #401d2008
-OFTEN = ("campfire", "castle", "cat", "dancer", "leopard", "lion", "mouse", "otter", "owl", "panda", "parrot",
-         "puppy", "skunk", "strawberry", "swan", "teddy bear")
+# %% ../11_latent_diffusion.ipynb #656a62e9
+OFTEN = ("campfire", "castle", "cat", "dancer", "leopard", "lion", "mouse", "otter", "owl", "panda",
+         "parrot", "puppy", "skunk", "strawberry", "swan", "teddy bear")
 
 def draw_weights(cache, pictures):
     """How often to draw each cached latent, relative to the others, (n,).
@@ -172,9 +172,9 @@ class SettlingLoss(DiffusionLoss):
         contradicted = (torch.arange(len(t), device=t.device) < n) & (t < 500)
         return uncond + torch.where(contradicted, 0., self.share)[:, None, None, None] * (cond - uncond)
 
-# %% ../11_latent_diffusion.ipynb #ff9e444b
+# %% ../11_latent_diffusion.ipynb #1f5852eb
 def settling(models, cache, pictures, steps, share, wrong=.35, lr=2.5e-4, **settings):
-    "Train `models.unet` to follow the text only `share` as much as now (see SettlingLoss); returns the losses."
+    "Train `models.unet` to follow the text only `share` as much as now; returns the losses."
     teacher = copy.deepcopy(models.unet).requires_grad_(False)
     loss = SettlingLoss(models.unet, training_alphas(), teacher, encode_prompt(models, ""), share, wrong)
     return unet_training(models, cache, pictures, steps, loss=loss, lr=lr, **settings)
@@ -343,11 +343,11 @@ def scores(judge, pictures, asked, images):
     return dict(n=len(images), subject=subject, style=style, background=background,
                 subject_and_style=right[:, :2].all(1).mean(), all_three=right.all(1).mean())
 
-# %% ../11_latent_diffusion.ipynb #2b546001
+# %% ../11_latent_diffusion.ipynb #b91be4d3
 def judged_images(name, models, pictures, asked):
     """What the judge gets to see: one picture for each (subject, style, background, prompt) in `asked`.
 
-    Real composites, their round trips through the VAE (what its blur alone costs), or generated pictures."""
+    Real composites, their round trips through the VAE (what its blur costs), or generated pictures."""
     if name not in ("real", "round_trip"): return generate(models, [a[3] for a in asked])
     real = [pictures.draw(random.Random(i), *a[:3]).image for i, a in enumerate(asked)]
     if name == "real": return real
@@ -371,13 +371,14 @@ def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     again = [border_colour(i) for i in generate(models, prompts, negative=unwanted)]
     return dict(n=n, guidance=guidance, negative=sum(a == b for a, b in zip(first, again)) / n)
 
-# %% ../11_latent_diffusion.ipynb #36bb3ed7
+# %% ../11_latent_diffusion.ipynb #80286513
 def giving_way(models, judge, pictures, n, strengths=(.2, .4, .6, .8, 1.)):
     """Image to image from `n` real composites to prompts that name something else, at each strength.
 
-    Returns {strength: (share judged to show the composite's subject, share judged to show the prompt's)}."""
+    Returns {strength: (share judged to show the composite's subject, share that shows the prompt's)}."""
     asked = combinations(pictures, 2 * n, held_out=False, seed=13)
-    images, prompts, shares = judged_images("real", models, pictures, asked[:n]), [a[3] for a in asked[n:]], {}
+    images, shares = judged_images("real", models, pictures, asked[:n]), {}
+    prompts = [a[3] for a in asked[n:]]
     for strength in strengths:
         made = [img2img(models, prompts[i:i + 20], images[i:i + 20], strength, 30) for i in range(0, n, 20)]
         said = [subject for subject, *_ in judge_images(judge, pictures, sum(made, []))]
