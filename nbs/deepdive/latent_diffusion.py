@@ -7,7 +7,7 @@ __all__ = ['SCHEDULE', 'OFTEN', 'SHOWCASE', 'pocket_unet', 'write_scheduler', 't
            'border_colour', 'combinations', 'generate', 'scores', 'judged_images', 'behaviour', 'giving_way',
            'evaluate']
 
-# %% ../11_latent_diffusion.ipynb #d0844c08
+# %% ../11_latent_diffusion.ipynb #b9ec6c6d
 import copy
 import json
 import random
@@ -25,6 +25,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel
 
+# %% ../11_latent_diffusion.ipynb #8145f5b2
 from .autoencoder_training import (
     BACKGROUNDS, DRAWN, POCKET_STYLES, STYLES, TRAINED_STYLES, Composite, Models, Pictures, add_token,
     batch_psnr, check_answer, choose_device, data_folder, denoise, earlier_runs, encode_prompt, first_step,
@@ -34,7 +35,7 @@ from .autoencoder_training import (
     sheet, show_images, similarity_table, smooth, text_embeddings_from, text_features, thinned, to_pil,
     to_rgb, token_embeddings_of, training_record)
 
-# %% ../11_latent_diffusion.ipynb #a7d63845
+# %% ../11_latent_diffusion.ipynb #6552ff81
 def pocket_unet(channels=(64, 128, 192), width=128):
     """An untrained UNet2DConditionModel for latents of 16 x 16 and text states of `width` numbers.
 
@@ -45,12 +46,12 @@ def pocket_unet(channels=(64, 128, 192), width=128):
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
 
-# %% ../11_latent_diffusion.ipynb #57dc54ce
+# %% ../11_latent_diffusion.ipynb #4d9bf994
 SCHEDULE = dict(
     num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear",
     clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1, trained_betas=None)
 
-# %% ../11_latent_diffusion.ipynb #871b8492
+# %% ../11_latent_diffusion.ipynb #3d96177f
 def write_scheduler(out):
     "Write SD 1.x's scheduler file, and the model_index.json that makes `out` a StableDiffusionPipeline."
     out = Path(out)
@@ -66,13 +67,13 @@ def write_scheduler(out):
              "requires_safety_checker": False, **parts}
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
-# %% ../11_latent_diffusion.ipynb #c28bc338
+# %% ../11_latent_diffusion.ipynb #e8a6a536
 def training_alphas():
     "The share of the picture's variance, abar, that is left at each of the 1000 timesteps, (1000,)."
     betas = {k: SCHEDULE[k] for k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
     return DDPMScheduler(**betas).alphas_cumprod
 
-# %% ../11_latent_diffusion.ipynb #4d3af770
+# %% ../11_latent_diffusion.ipynb #01be6d38
 @torch.no_grad()
 def cache_latents(vae, pictures, n, seed=0, batch_size=32):
     """`n` composites -> dict of scaled latents (n, 4, 16, 16) in float16 and of what each shows.
@@ -87,7 +88,7 @@ def cache_latents(vae, pictures, n, seed=0, batch_size=32):
                    list(BACKGROUNDS).index(d.background)) for d in drawn]
     return dict(latents=torch.cat(latents), shown=torch.tensor(shown))
 
-# %% ../11_latent_diffusion.ipynb #63ac4fa0
+# %% ../11_latent_diffusion.ipynb #e6049deb
 class DiffusionLoss(nn.Module):
     """The weighted squared error of the predicted noise, a scalar.
 
@@ -112,13 +113,13 @@ class DiffusionLoss(nn.Module):
 
     def target(self, noise, noisy, t, text_states): return noise
 
-# %% ../11_latent_diffusion.ipynb #569bd01b
+# %% ../11_latent_diffusion.ipynb #e59331fc
 def captions_of(pictures, shown, rng):
     "A caption, worded anew, for each row of positions in subjects, styles and BACKGROUNDS, (n, 3)."
     return [pictures.caption(rng, pictures.subjects[s], pictures.styles[st], list(BACKGROUNDS)[b])
             for s, st, b in shown.tolist()]
 
-# %% ../11_latent_diffusion.ipynb #656a62e9
+# %% ../11_latent_diffusion.ipynb #f9ae0435
 OFTEN = ("campfire", "castle", "cat", "dancer", "leopard", "lion", "mouse", "otter", "owl", "panda",
          "parrot", "puppy", "skunk", "strawberry", "swan", "teddy bear")
 
@@ -130,7 +131,7 @@ def draw_weights(cache, pictures):
     often = torch.tensor([1. + (name in OFTEN) for name in pictures.subjects])
     return often[subjects] / styles.bincount(minlength=len(pictures.styles))[styles]
 
-# %% ../11_latent_diffusion.ipynb #6ac55942
+# %% ../11_latent_diffusion.ipynb #0294336b
 def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, loss=None, **settings):
     """Train `models.unet` on cached latents with captions worded anew; returns the losses.
 
@@ -147,7 +148,7 @@ def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, loss=N
         models.unet.set_attn_processor(AttnProcessor())
     return fit(loss or DiffusionLoss(models.unet, training_alphas()), make_batch, steps, **settings)
 
-# %% ../11_latent_diffusion.ipynb #fa96749b
+# %% ../11_latent_diffusion.ipynb #6a99cbec
 class SettlingLoss(DiffusionLoss):
     """The same loss for a copy of `teacher`, whose guidance is to be `share` as strong as the teacher's.
 
@@ -172,14 +173,14 @@ class SettlingLoss(DiffusionLoss):
         contradicted = (torch.arange(len(t), device=t.device) < n) & (t < 500)
         return uncond + torch.where(contradicted, 0., self.share)[:, None, None, None] * (cond - uncond)
 
-# %% ../11_latent_diffusion.ipynb #1f5852eb
+# %% ../11_latent_diffusion.ipynb #6734fe22
 def settling(models, cache, pictures, steps, share, wrong=.35, lr=2.5e-4, **settings):
     "Train `models.unet` to follow the text only `share` as much as now; returns the losses."
     teacher = copy.deepcopy(models.unet).requires_grad_(False)
     loss = SettlingLoss(models.unet, training_alphas(), teacher, encode_prompt(models, ""), share, wrong)
     return unet_training(models, cache, pictures, steps, loss=loss, lr=lr, **settings)
 
-# %% ../11_latent_diffusion.ipynb #4ba979bc
+# %% ../11_latent_diffusion.ipynb #53f9b1ff
 def unet_parts(out, start=None):
     """Models with the tokenizer, text encoder and VAE of the model folder `out`, and a UNet.
 
@@ -191,7 +192,7 @@ def unet_parts(out, start=None):
     unet = UNet2DConditionModel.from_pretrained(start) if start else pocket_unet()
     return Models(tokenizer, text_encoder, vae, unet, None, device, torch.float32)
 
-# %% ../11_latent_diffusion.ipynb #011e2ebc
+# %% ../11_latent_diffusion.ipynb #c1c0cc39
 def unet_data(file, vae, n):
     "The Pictures of pocket-sd's UNet, and `n` latents of them from `file`, which is made if there is none."
     pictures = Pictures(splits=("train",), styles=POCKET_STYLES, widths=(.84, .94), mirror=0)
@@ -199,14 +200,14 @@ def unet_data(file, vae, n):
     if not cache: save_checkpoint(file, **(cache := cache_latents(vae, pictures, n)))
     return pictures, cache
 
-# %% ../11_latent_diffusion.ipynb #bec08d71
+# %% ../11_latent_diffusion.ipynb #0a21f1d1
 def publish_unet(unet, out, subjects, runs):
     "Save `unet` in the model folder `out`, with the scheduler, what it draws, and how it was trained."
     save_fp16(unet, out / "unet"), write_scheduler(out)
     (out / "subjects.txt").write_text("\n".join(subjects) + "\n", encoding="utf-8")
     record("unet", out, runs=runs)
 
-# %% ../11_latent_diffusion.ipynb #4a2978eb
+# %% ../11_latent_diffusion.ipynb #8bd470ea
 @call_parse
 def train_unet(
     steps: int = 10_000,  # training steps
@@ -231,7 +232,7 @@ def train_unet(
             dict(steps=settle, batch_size=batch_size, share=share, losses=thinned(settled))]
     publish_unet(models.unet, out, pictures.subjects, [*earlier_runs("unet", start), *runs])
 
-# %% ../11_latent_diffusion.ipynb #42a533dd
+# %% ../11_latent_diffusion.ipynb #77a02708
 @torch.no_grad()
 def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
     "Mean squared error of the predicted noise in `bins` equal stretches of the schedule, (bins,)."
@@ -246,7 +247,7 @@ def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
         total.index_add_(0, bin_of, error.cpu()), count.index_add_(0, bin_of, torch.ones(64))
     return total / count
 
-# %% ../11_latent_diffusion.ipynb #24b4ca0a
+# %% ../11_latent_diffusion.ipynb #80836cbe
 class Judge(nn.Module):
     "pictures (B, 3, 128, 128) in [-1, 1] -> logits of subjects (B, S) and of styles (B, T)."
     def __init__(self, subjects, styles, width=48):
@@ -261,7 +262,7 @@ class Judge(nn.Module):
         features = self.body(images).amax((2, 3))
         return self.subject(features), self.style(features)
 
-# %% ../11_latent_diffusion.ipynb #e634c1ff
+# %% ../11_latent_diffusion.ipynb #dcdb12fa
 class JudgeLoss(nn.Module):
     """Cross-entropy of both answers.
 
@@ -279,7 +280,7 @@ class JudgeLoss(nn.Module):
         subject, style = self.judge(images)
         return F.cross_entropy(subject, subjects) + F.cross_entropy(style, styles)
 
-# %% ../11_latent_diffusion.ipynb #3f5fc441
+# %% ../11_latent_diffusion.ipynb #dec679ca
 def train_judge(pictures, steps, batch_size=64, **settings):
     """A Judge trained on composites of `pictures`, and its losses.
 
@@ -292,7 +293,7 @@ def train_judge(pictures, steps, batch_size=64, **settings):
         return pixels, *torch.tensor(answers).T, seed
     return judge, fit(JudgeLoss(judge), make_batch, steps, **settings)
 
-# %% ../11_latent_diffusion.ipynb #bb7d9911
+# %% ../11_latent_diffusion.ipynb #0a18715d
 @torch.no_grad()
 def judge_images(judge, pictures, images):
     "PIL images of 128 x 128 -> for each (subject, style, background) as the judge and the border say."
@@ -301,7 +302,7 @@ def judge_images(judge, pictures, images):
     positions = zip(subject.argmax(1), style.argmax(1), images)
     return [(pictures.subjects[s], pictures.styles[st], border_colour(i)) for s, st, i in positions]
 
-# %% ../11_latent_diffusion.ipynb #0332b43a
+# %% ../11_latent_diffusion.ipynb #ebf2e181
 def border_colour(image, width=3):
     "Name of the background colour nearest to the median of the outermost `width` pixels of an RGB picture."
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -310,7 +311,7 @@ def border_colour(image, width=3):
     median = np.median(pixels[frame], 0)
     return min(BACKGROUNDS, key=lambda name: np.square(median - BACKGROUNDS[name]).sum())
 
-# %% ../11_latent_diffusion.ipynb #0c497aa7
+# %% ../11_latent_diffusion.ipynb #d3634d06
 def combinations(pictures, n, held_out, seed=0):
     """`n` (subject, style, background, prompt), drawn at random.
 
@@ -322,7 +323,7 @@ def combinations(pictures, n, held_out, seed=0):
     def a(name): return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
     return [(s, st, b, f"{a(st)} of {a(s)} on a {b} background") for s, st, b in rng.sample(asked, n)]
 
-# %% ../11_latent_diffusion.ipynb #630e018d
+# %% ../11_latent_diffusion.ipynb #3951bf03
 def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=None, batch_size=20):
     "One PIL image a prompt; the i-th from seed `seed` + i, with the i-th of the prompts in `negative`."
     negative, images = negative or [""] * len(prompts), []
@@ -334,7 +335,7 @@ def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=Non
         images += latents_to_pil(models.vae, latents)
     return images
 
-# %% ../11_latent_diffusion.ipynb #e5b317c1
+# %% ../11_latent_diffusion.ipynb #55941325
 def scores(judge, pictures, asked, images):
     "Shares of `images` whose subject, style, background, subject and style, all three are as `asked`."
     said = judge_images(judge, pictures, images)
@@ -343,7 +344,7 @@ def scores(judge, pictures, asked, images):
     return dict(n=len(images), subject=subject, style=style, background=background,
                 subject_and_style=right[:, :2].all(1).mean(), all_three=right.all(1).mean())
 
-# %% ../11_latent_diffusion.ipynb #b91be4d3
+# %% ../11_latent_diffusion.ipynb #96792ce2
 def judged_images(name, models, pictures, asked):
     """What the judge gets to see: one picture for each (subject, style, background, prompt) in `asked`.
 
@@ -354,7 +355,7 @@ def judged_images(name, models, pictures, asked):
     parts = [image_tensor(real[i:i + 20]) for i in range(0, len(real), 20)]
     return [image for part in parts for image in to_pil(round_trip(models.vae, part))]
 
-# %% ../11_latent_diffusion.ipynb #4e6c7be4
+# %% ../11_latent_diffusion.ipynb #acd083fc
 def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     """Whether guidance and negative prompts do their work, on `n` pictures each: a dict.
 
@@ -371,7 +372,7 @@ def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     again = [border_colour(i) for i in generate(models, prompts, negative=unwanted)]
     return dict(n=n, guidance=guidance, negative=sum(a == b for a, b in zip(first, again)) / n)
 
-# %% ../11_latent_diffusion.ipynb #80286513
+# %% ../11_latent_diffusion.ipynb #38786b5f
 def giving_way(models, judge, pictures, n, strengths=(.2, .4, .6, .8, 1.)):
     """Image to image from `n` real composites to prompts that name something else, at each strength.
 
@@ -386,7 +387,7 @@ def giving_way(models, judge, pictures, n, strengths=(.2, .4, .6, .8, 1.)):
                                    for half in (asked[:n], asked[n:])]
     return shares
 
-# %% ../11_latent_diffusion.ipynb #2319b1d9
+# %% ../11_latent_diffusion.ipynb #26a935d7
 SHOWCASE = [
     "a watercolor painting of an otter", "an oil painting of a campfire",
     "a 3d render of a parrot on a blue background", "a cartoon of a castle on a pink background",
@@ -396,7 +397,7 @@ SHOWCASE = [
     "a flat illustration of a rocket on a black background", "a watercolor painting of a rose",
     "a 3d render of an astronaut on a purple background"]
 
-# %% ../11_latent_diffusion.ipynb #dbd52a57
+# %% ../11_latent_diffusion.ipynb #432fb1fb
 @call_parse
 def evaluate(
     out: str = None,  # model folder (default: data/pocket-sd)
@@ -404,9 +405,7 @@ def evaluate(
     judge_steps: int = 600,  # training steps of the judge
     work: str = ".train/judge",  # folder for the judge's checkpoint
 ):
-    """Measure pocket-sd with a judge trained on real composites.
-
-    Writes training/evaluation.json and contact sheets."""
+    "Measure pocket-sd with a judge trained on real composites; writes training/*.json and contact sheets."
     out = Path(out or data_folder() / "pocket-sd")
     models, pictures = load_models(out), Pictures(splits=("train",), styles=POCKET_STYLES)
     judge, _ = train_judge(pictures, judge_steps, lr=2e-3, checkpoint=Path(work) / "checkpoint.pt",
