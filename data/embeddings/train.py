@@ -1,7 +1,7 @@
 """Learn one vector from pictures of one style (textual inversion, Gal et al. 2022).
 
-    python data/embeddings/train.py                                                             # wash.safetensors
-    python data/embeddings/train.py --style "pencil sketch" --token "<pencil>" --steps 160   # pencil.safetensors
+    python data/embeddings/train.py                                                         # wash.safetensors
+    python data/embeddings/train.py --style "pencil sketch" --token "<pencil>" --steps 160  # pencil.safetensors
 
 All weights stand still; the gradient of the diffusion loss goes through UNet and text encoder to the one new row. The subjects that
 notebook 04 shows (SHOWN) are not among its pictures. One to two minutes on two cores."""

@@ -69,15 +69,16 @@ class Composite(NamedTuple):
     style: str
     background: str
 
-# %% ../09_contrastive.ipynb #d3dd2bbe
+# %% ../09_contrastive.ipynb #a14e123a
 class Pictures:
     """The pictures of data/emoji, and composites of them.
 
     `splits` and `styles` choose rows of its metadata.csv, `subjects` (a list of names) chooses by name
     instead of by split. `widths` bounds the subject's share of the picture's width, `mirror` is the share
-    of mirrored ones. Raises ValueError for a subject or style that is not there."""
+    of mirrored ones. What held_out.csv names is kept out of what is drawn at random, unless `hold_out` is
+    False. Raises ValueError for a subject or style that is not there."""
     def __init__(self, splits=("train", "extra"), styles=TRAINED_STYLES, subjects=None, widths=(.78, .94),
-                 mirror=.5, folder=None):
+                 mirror=.5, hold_out=True, folder=None):
         self.folder, self.widths, self.mirror = Path(folder or data_folder() / "emoji"), widths, mirror
         with (self.folder / "metadata.csv").open(encoding="utf-8") as f: rows = list(csv.DictReader(f))
         want = set(subjects or (r["subject"] for r in rows if r["split"] in splits))
@@ -91,7 +92,8 @@ class Pictures:
                          for r in rows}
         self.subjects, self.styles, self._cache = sorted(want), list(styles), {}
         with (self.folder / "held_out.csv").open(encoding="utf-8") as f:
-            self.held_out = {(r["subject"], r["style"], r["background"]) for r in csv.DictReader(f)}
+            kept = {(r["subject"], r["style"], r["background"]) for r in csv.DictReader(f)}
+        self.held_out = kept if hold_out else set()
 
 # %% ../09_contrastive.ipynb #b7e89515
 def cutout(self, subject, style):

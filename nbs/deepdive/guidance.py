@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['decode', 'guided_txt2img', 'loss_gradient']
 
-# %% ../07_guidance.ipynb #48585ed6
+# %% ../07_guidance.ipynb #ba711eb9
 import copy
 
 import matplotlib.pyplot as plt
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from deepdive.schedulers import (
+from .schedulers import (
     Models, add_token, attention_maps, check_answer, choose_device, data_folder, denoise, encode_prompt,
     first_step, image_tensor, img2img, initial_latents, latents_to_pil, learned_style, load_embedding,
-    load_models, mean_difference, noise_predictor, pil_to_latents, predict_noise, psnr, quiet, saturation,
-    save_embedding, show_images, sigma_schedule, text_embeddings_from, to_pil, to_rgb, token_embeddings_of,
-    txt2img)
+    load_models, mean_difference, noise_predictor, picture_from, pil_to_latents, predict_noise, psnr,
+    quiet, saturation, save_embedding, show_images, sigma_schedule, text_embeddings_from, to_pil,
+    to_rgb, token_embeddings_of, txt2img)
 
 # %% ../07_guidance.ipynb #b284f958
 def decode(vae, latents):

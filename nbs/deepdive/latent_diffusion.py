@@ -2,13 +2,14 @@
 
 # %% auto #0
 __all__ = ['SCHEDULE', 'OFTEN', 'SHOWCASE', 'pocket_unet', 'write_scheduler', 'training_alphas', 'cache_latents', 'DiffusionLoss',
-           'captions_of', 'draw_weights', 'unet_training', 'SettlingLoss', 'settling', 'unet_parts', 'unet_data',
-           'publish_unet', 'train_unet', 'loss_by_timestep', 'Judge', 'JudgeLoss', 'train_judge', 'judge_images',
-           'border_colour', 'combinations', 'generate', 'scores', 'judged_images', 'behaviour', 'giving_way',
-           'evaluate']
+           'captions_of', 'draw_weights', 'unet_training', 'generate', 'SettlingLoss', 'settling', 'unet_parts',
+           'unet_data', 'publish_unet', 'train_unet', 'loss_by_timestep', 'Judge', 'JudgeLoss', 'train_judge',
+           'judge_images', 'border_colour', 'combinations', 'scores', 'judged_images', 'behaviour', 'giving_way',
+           'all_scores', 'evaluate']
 
-# %% ../11_latent_diffusion.ipynb #b9ec6c6d
+# %% ../11_latent_diffusion.ipynb #8a293e54
 import copy
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -148,7 +149,19 @@ def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, loss=N
         models.unet.set_attn_processor(AttnProcessor())
     return fit(loss or DiffusionLoss(models.unet, training_alphas()), make_batch, steps, **settings)
 
-# %% ../11_latent_diffusion.ipynb #6a99cbec
+# %% ../11_latent_diffusion.ipynb #2d3999ed
+def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=None, batch_size=20):
+    "One PIL image a prompt; the i-th from seed `seed` + i, with the i-th of the prompts in `negative`."
+    negative, images = negative or [""] * len(prompts), []
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        text, uncond = encode_prompt(models, prompts[part]), encode_prompt(models, negative[part])
+        noise = torch.cat([initial_latents(models, seed=seed + start + i) for i in range(len(text))])
+        latents = denoise(models, noise, text, uncond, steps, guidance_scale)
+        images += latents_to_pil(models.vae, latents)
+    return images
+
+# %% ../11_latent_diffusion.ipynb #40823037
 class SettlingLoss(DiffusionLoss):
     """The same loss for a copy of `teacher`, whose guidance is to be `share` as strong as the teacher's.
 
@@ -156,31 +169,32 @@ class SettlingLoss(DiffusionLoss):
     500, it is to answer as without text. `uncond` is the empty prompt's text states, (1, 77, width)."""
     def __init__(self, unet, alphas_cumprod, teacher, uncond, share, wrong):
         super().__init__(unet, alphas_cumprod)
-        self.share, self.wrong = share, wrong
-        self.frozen = [teacher, uncond]  # in a list: not among the module's weights
+        self.share, self.wrong, self.frozen = share, wrong, [teacher, uncond]  # a list: not the module's
+
+    def misled(self, batch): return round(self.wrong * len(batch))
 
     def forward(self, latents, text_states, seed, per_sample=False):
-        n = round(self.wrong * len(latents))
+        n = self.misled(latents)
         told = torch.cat([text_states[:n].roll(1, 0), text_states[n:]])
         return super().forward(latents, told, seed, per_sample)
 
     @torch.no_grad()
     def target(self, noise, noisy, t, told):
-        (teacher, empty), n = self.frozen, round(self.wrong * len(noisy))
+        teacher, empty = self.frozen
         both = torch.cat([empty.expand_as(told), told])
         answers = teacher(torch.cat([noisy] * 2), torch.cat([t] * 2), encoder_hidden_states=both).sample
         uncond, cond = answers.float().chunk(2)
-        contradicted = (torch.arange(len(t), device=t.device) < n) & (t < 500)
+        contradicted = (torch.arange(len(t), device=t.device) < self.misled(noisy)) & (t < 500)
         return uncond + torch.where(contradicted, 0., self.share)[:, None, None, None] * (cond - uncond)
 
-# %% ../11_latent_diffusion.ipynb #6734fe22
+# %% ../11_latent_diffusion.ipynb #968bb9df
 def settling(models, cache, pictures, steps, share, wrong=.35, lr=2.5e-4, **settings):
     "Train `models.unet` to follow the text only `share` as much as now; returns the losses."
     teacher = copy.deepcopy(models.unet).requires_grad_(False)
     loss = SettlingLoss(models.unet, training_alphas(), teacher, encode_prompt(models, ""), share, wrong)
     return unet_training(models, cache, pictures, steps, loss=loss, lr=lr, **settings)
 
-# %% ../11_latent_diffusion.ipynb #53f9b1ff
+# %% ../11_latent_diffusion.ipynb #cc407592
 def unet_parts(out, start=None):
     """Models with the tokenizer, text encoder and VAE of the model folder `out`, and a UNet.
 
@@ -192,7 +206,7 @@ def unet_parts(out, start=None):
     unet = UNet2DConditionModel.from_pretrained(start) if start else pocket_unet()
     return Models(tokenizer, text_encoder, vae, unet, None, device, torch.float32)
 
-# %% ../11_latent_diffusion.ipynb #c1c0cc39
+# %% ../11_latent_diffusion.ipynb #de372920
 def unet_data(file, vae, n):
     "The Pictures of pocket-sd's UNet, and `n` latents of them from `file`, which is made if there is none."
     pictures = Pictures(splits=("train",), styles=POCKET_STYLES, widths=(.84, .94), mirror=0)
@@ -200,14 +214,14 @@ def unet_data(file, vae, n):
     if not cache: save_checkpoint(file, **(cache := cache_latents(vae, pictures, n)))
     return pictures, cache
 
-# %% ../11_latent_diffusion.ipynb #0a21f1d1
+# %% ../11_latent_diffusion.ipynb #8752b8f8
 def publish_unet(unet, out, subjects, runs):
     "Save `unet` in the model folder `out`, with the scheduler, what it draws, and how it was trained."
     save_fp16(unet, out / "unet"), write_scheduler(out)
     (out / "subjects.txt").write_text("\n".join(subjects) + "\n", encoding="utf-8")
     record("unet", out, runs=runs)
 
-# %% ../11_latent_diffusion.ipynb #8bd470ea
+# %% ../11_latent_diffusion.ipynb #676f6163
 @call_parse
 def train_unet(
     steps: int = 10_000,  # training steps
@@ -228,11 +242,12 @@ def train_unet(
     keep = dict(batch_size=batch_size, ema_decay=.999, mixed_precision=mixed_precision, seed=1)
     learnt = unet_training(models, cache, pictures, steps, checkpoint=work / "checkpoint.pt", lr=lr, **keep)
     settled = settling(models, cache, pictures, settle, share, checkpoint=work / "settled.pt", **keep)
-    runs = [dict(steps=steps, batch_size=batch_size, n_latents=n_latents, losses=thinned(learnt)),
-            dict(steps=settle, batch_size=batch_size, share=share, losses=thinned(settled))]
+    run = dict(batch_size=batch_size, n_latents=n_latents)
+    runs = [dict(run, steps=steps, losses=thinned(learnt)),
+            dict(run, steps=settle, share=share, losses=thinned(settled))]
     publish_unet(models.unet, out, pictures.subjects, [*earlier_runs("unet", start), *runs])
 
-# %% ../11_latent_diffusion.ipynb #77a02708
+# %% ../11_latent_diffusion.ipynb #781d19d3
 @torch.no_grad()
 def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
     "Mean squared error of the predicted noise in `bins` equal stretches of the schedule, (bins,)."
@@ -247,7 +262,7 @@ def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
         total.index_add_(0, bin_of, error.cpu()), count.index_add_(0, bin_of, torch.ones(64))
     return total / count
 
-# %% ../11_latent_diffusion.ipynb #80836cbe
+# %% ../11_latent_diffusion.ipynb #a122f38c
 class Judge(nn.Module):
     "pictures (B, 3, 128, 128) in [-1, 1] -> logits of subjects (B, S) and of styles (B, T)."
     def __init__(self, subjects, styles, width=48):
@@ -262,7 +277,7 @@ class Judge(nn.Module):
         features = self.body(images).amax((2, 3))
         return self.subject(features), self.style(features)
 
-# %% ../11_latent_diffusion.ipynb #dcdb12fa
+# %% ../11_latent_diffusion.ipynb #116f9e5f
 class JudgeLoss(nn.Module):
     """Cross-entropy of both answers.
 
@@ -280,11 +295,11 @@ class JudgeLoss(nn.Module):
         subject, style = self.judge(images)
         return F.cross_entropy(subject, subjects) + F.cross_entropy(style, styles)
 
-# %% ../11_latent_diffusion.ipynb #dec679ca
+# %% ../11_latent_diffusion.ipynb #966659cf
 def train_judge(pictures, steps, batch_size=64, **settings):
     """A Judge trained on composites of `pictures`, and its losses.
 
-    Held-out combinations are not among the composites."""
+    It should know what it is to judge: give it `pictures` of which nothing is held out."""
     torch.manual_seed(0)
     judge = Judge(len(pictures.subjects), len(pictures.styles))
     def make_batch(seed):
@@ -293,7 +308,7 @@ def train_judge(pictures, steps, batch_size=64, **settings):
         return pixels, *torch.tensor(answers).T, seed
     return judge, fit(JudgeLoss(judge), make_batch, steps, **settings)
 
-# %% ../11_latent_diffusion.ipynb #0a18715d
+# %% ../11_latent_diffusion.ipynb #16e32c36
 @torch.no_grad()
 def judge_images(judge, pictures, images):
     "PIL images of 128 x 128 -> for each (subject, style, background) as the judge and the border say."
@@ -302,7 +317,7 @@ def judge_images(judge, pictures, images):
     positions = zip(subject.argmax(1), style.argmax(1), images)
     return [(pictures.subjects[s], pictures.styles[st], border_colour(i)) for s, st, i in positions]
 
-# %% ../11_latent_diffusion.ipynb #ebf2e181
+# %% ../11_latent_diffusion.ipynb #0646194c
 def border_colour(image, width=3):
     "Name of the background colour nearest to the median of the outermost `width` pixels of an RGB picture."
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -311,7 +326,7 @@ def border_colour(image, width=3):
     median = np.median(pixels[frame], 0)
     return min(BACKGROUNDS, key=lambda name: np.square(median - BACKGROUNDS[name]).sum())
 
-# %% ../11_latent_diffusion.ipynb #d3634d06
+# %% ../11_latent_diffusion.ipynb #35c816a5
 def combinations(pictures, n, held_out, seed=0):
     """`n` (subject, style, background, prompt), drawn at random.
 
@@ -323,19 +338,7 @@ def combinations(pictures, n, held_out, seed=0):
     def a(name): return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
     return [(s, st, b, f"{a(st)} of {a(s)} on a {b} background") for s, st, b in rng.sample(asked, n)]
 
-# %% ../11_latent_diffusion.ipynb #3951bf03
-def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=None, batch_size=20):
-    "One PIL image a prompt; the i-th from seed `seed` + i, with the i-th of the prompts in `negative`."
-    negative, images = negative or [""] * len(prompts), []
-    for start in range(0, len(prompts), batch_size):
-        part = slice(start, start + batch_size)
-        text, uncond = encode_prompt(models, prompts[part]), encode_prompt(models, negative[part])
-        noise = torch.cat([initial_latents(models, seed=seed + start + i) for i in range(len(text))])
-        latents = denoise(models, noise, text, uncond, steps, guidance_scale)
-        images += latents_to_pil(models.vae, latents)
-    return images
-
-# %% ../11_latent_diffusion.ipynb #55941325
+# %% ../11_latent_diffusion.ipynb #65d49a52
 def scores(judge, pictures, asked, images):
     "Shares of `images` whose subject, style, background, subject and style, all three are as `asked`."
     said = judge_images(judge, pictures, images)
@@ -344,18 +347,19 @@ def scores(judge, pictures, asked, images):
     return dict(n=len(images), subject=subject, style=style, background=background,
                 subject_and_style=right[:, :2].all(1).mean(), all_three=right.all(1).mean())
 
-# %% ../11_latent_diffusion.ipynb #96792ce2
+# %% ../11_latent_diffusion.ipynb #2e1b7cb1
 def judged_images(name, models, pictures, asked):
     """What the judge gets to see: one picture for each (subject, style, background, prompt) in `asked`.
 
-    Real composites, their round trips through the VAE (what its blur costs), or generated pictures."""
-    if name not in ("real", "round_trip"): return generate(models, [a[3] for a in asked])
+    By `name`: "real" composites, their "round_trip" through the VAE (what its blur costs), or "generated"
+    pictures."""
+    if name == "generated": return generate(models, [a[3] for a in asked])
     real = [pictures.draw(random.Random(i), *a[:3]).image for i, a in enumerate(asked)]
     if name == "real": return real
     parts = [image_tensor(real[i:i + 20]) for i in range(0, len(real), 20)]
     return [image for part in parts for image in to_pil(round_trip(models.vae, part))]
 
-# %% ../11_latent_diffusion.ipynb #acd083fc
+# %% ../11_latent_diffusion.ipynb #fb6e39f5
 def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     """Whether guidance and negative prompts do their work, on `n` pictures each: a dict.
 
@@ -372,7 +376,7 @@ def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     again = [border_colour(i) for i in generate(models, prompts, negative=unwanted)]
     return dict(n=n, guidance=guidance, negative=sum(a == b for a, b in zip(first, again)) / n)
 
-# %% ../11_latent_diffusion.ipynb #38786b5f
+# %% ../11_latent_diffusion.ipynb #764efe2a
 def giving_way(models, judge, pictures, n, strengths=(.2, .4, .6, .8, 1.)):
     """Image to image from `n` real composites to prompts that name something else, at each strength.
 
@@ -387,7 +391,7 @@ def giving_way(models, judge, pictures, n, strengths=(.2, .4, .6, .8, 1.)):
                                    for half in (asked[:n], asked[n:])]
     return shares
 
-# %% ../11_latent_diffusion.ipynb #26a935d7
+# %% ../11_latent_diffusion.ipynb #fd71d9e9
 SHOWCASE = [
     "a watercolor painting of an otter", "an oil painting of a campfire",
     "a 3d render of a parrot on a blue background", "a cartoon of a castle on a pink background",
@@ -397,28 +401,35 @@ SHOWCASE = [
     "a flat illustration of a rocket on a black background", "a watercolor painting of a rose",
     "a 3d render of an astronaut on a purple background"]
 
-# %% ../11_latent_diffusion.ipynb #432fb1fb
+# %% ../11_latent_diffusion.ipynb #4ff90e8c
+def all_scores(judge, models, pictures, n, out):
+    "Scores of `n` pictures of each kind, {seen or held_out: {name: scores}}; saves the first 48 as sheets."
+    result = {}
+    for which, name in itertools.product(("seen", "held_out"), ("real", "round_trip", "generated")):
+        asked = combinations(pictures, n, held_out=which == "held_out", seed=11)
+        images = judged_images(name, models, pictures, asked)
+        row = {k: round(float(v), 4) for k, v in scores(judge, pictures, asked, images).items()}
+        result.setdefault(which, {})[name] = row
+        print(which, name, row, flush=True)
+        save_sheet(images[:48], 12, f"{which}_{name}", out)
+    return result
+
+# %% ../11_latent_diffusion.ipynb #ad276d06
 @call_parse
 def evaluate(
     out: str = None,  # model folder (default: data/pocket-sd)
     n: int = 200,  # pictures of seen combinations, and as many of held-out ones
-    judge_steps: int = 600,  # training steps of the judge
+    judge_steps: int = 800,  # training steps of the judge
     work: str = ".train/judge",  # folder for the judge's checkpoint
 ):
     "Measure pocket-sd with a judge trained on real composites; writes training/*.json and contact sheets."
     out = Path(out or data_folder() / "pocket-sd")
     models, pictures = load_models(out), Pictures(splits=("train",), styles=POCKET_STYLES)
-    judge, _ = train_judge(pictures, judge_steps, lr=2e-3, checkpoint=Path(work) / "checkpoint.pt",
+    everything = Pictures(splits=("train",), styles=POCKET_STYLES, hold_out=False)
+    judge, _ = train_judge(everything, judge_steps, lr=2e-3, checkpoint=Path(work) / "checkpoint.pt",
                            mixed_precision="bf16", seed=2, report_every=100)
-    result = {}
-    for name in "real", "round_trip", "seen", "held_out":
-        asked = combinations(pictures, n, held_out=name == "held_out", seed=11)
-        images = judged_images(name, models, pictures, asked)
-        result[name] = {k: round(float(v), 4) for k, v in scores(judge, pictures, asked, images).items()}
-        print(name, result[name], flush=True)
-        save_sheet(images[:48], 12, f"evaluation_{name}", out)
+    record("evaluation", out, **all_scores(judge, models, pictures, n, out))
     save_sheet(generate(models, SHOWCASE, seed=32), 6, "showcase", out)
-    record("evaluation", out, **result)
     quarter = -(-n // 4)
     record("behaviour", out, **behaviour(models, judge, pictures, quarter),
            img2img=giving_way(models, judge, pictures, quarter))

@@ -4,7 +4,7 @@
 __all__ = ['euler', 'noise_predictor', 'sigma_schedule', 'heun', 'lms', 'ddim_timesteps', 'ddim', 'dpmpp_2m', 'dpmpp_timesteps',
            'euler_ancestral']
 
-# %% ../06_schedulers.ipynb #ba92f8e5
+# %% ../06_schedulers.ipynb #b6ffd49c
 import copy
 
 import matplotlib.pyplot as plt
@@ -15,9 +15,9 @@ from scipy import integrate
 from .unet import (
     KeepMaps, Models, add_token, attention_maps, check_answer, choose_device, data_folder, denoise,
     encode_prompt, first_step, guided_noise, image_tensor, img2img, initial_latents, latents_to_pil,
-    learned_style, load_embedding, load_models, mean_difference, pil_to_latents, predict_noise, psnr,
-    quiet, saturation, save_embedding, show_images, text_embeddings_from, to_pil, to_rgb,
-    token_embeddings_of, txt2img)
+    learned_style, load_embedding, load_models, mean_difference, picture_from, pil_to_latents,
+    predict_noise, psnr, quiet, saturation, save_embedding, show_images, text_embeddings_from, to_pil,
+    to_rgb, token_embeddings_of, txt2img)
 
 # %% ../06_schedulers.ipynb #51e5b0f5
 def euler(noise_at, x, timesteps, sigmas):

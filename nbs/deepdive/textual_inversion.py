@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['LEARNED', 'learned_style', 'add_token', 'read_embeddings', 'embeddings_in', 'load_embedding', 'save_embedding']
 
-# %% ../04_textual_inversion.ipynb #3937effa
+# %% ../04_textual_inversion.ipynb #0d94ab91
 import pickle
 from pathlib import Path
 
@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from .text_encoder import (
+from deepdive.text_encoder import (
     Models, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step, guided_noise,
-    image_tensor, img2img, initial_latents, latents_to_pil, load_models, mean_difference, pil_to_latents,
-    predict_noise, psnr, quiet, show_images, text_embeddings_from, to_pil, to_rgb, token_embeddings_of)
+    image_tensor, img2img, initial_latents, latents_to_pil, load_models, mean_difference, picture_from,
+    pil_to_latents, predict_noise, psnr, quiet, show_images, text_embeddings_from, to_pil, to_rgb,
+    token_embeddings_of)
 
 # %% ../04_textual_inversion.ipynb #0b2c8911
 LEARNED = {"pocket-sd": data_folder() / "embeddings" / "wash.safetensors"}

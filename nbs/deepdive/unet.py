@@ -3,22 +3,21 @@
 # %% auto #0
 __all__ = ['txt2img', 'saturation', 'KeepMaps', 'attention_maps']
 
-# %% ../05_unet.ipynb #ee15857f
+# %% ../05_unet.ipynb #487d3a4b
 import copy
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .textual_inversion import (
     Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step,
     guided_noise, image_tensor, img2img, initial_latents, latents_to_pil, learned_style, load_embedding,
-    load_models, mean_difference, pil_to_latents, predict_noise, psnr, quiet, save_embedding, show_images,
-    text_embeddings_from, to_pil, to_rgb, token_embeddings_of)
+    load_models, mean_difference, picture_from, pil_to_latents, predict_noise, psnr, quiet,
+    save_embedding, show_images, text_embeddings_from, to_pil, to_rgb, token_embeddings_of)
 
-# %% ../05_unet.ipynb #4653a035
+# %% ../05_unet.ipynb #f7f56f1d
 def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance_scale=7.5,
             seed=32, scheduler=None):
     """A string or a list of prompts -> a list of PIL images, the model's own size.
@@ -34,13 +33,13 @@ def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance
                       scheduler=scheduler, generator=generator)
     return latents_to_pil(models.vae, latents)
 
-# %% ../05_unet.ipynb #024f3304
+# %% ../05_unet.ipynb #6de8ae8e
 def saturation(image):
     "Share of an image's colour values that are within 2 of 0 or 255."
     values = np.asarray(to_rgb(image))
     return float(((values <= 2) | (values >= 253)).mean())
 
-# %% ../05_unet.ipynb #09ab13e5
+# %% ../05_unet.ipynb #f3ccf368
 class KeepMaps:
     """An attention processor that computes what the stock one does and keeps its cross-attention shares.
 

@@ -51,6 +51,10 @@ def test_held_out_is_never_drawn_unless_asked_for():
     assert not {(d.subject, d.style, d.background) for d in (pictures.draw(rng, size=16) for _ in range(3000))} & held
     one = next(iter(sorted(held)))
     assert pictures.draw(rng, *one).subject == one[0]
+    subject, style, _ = one
+    judges = Pictures(subjects=[subject], styles=(style,), hold_out=False)
+    seen = {(d.subject, d.style, d.background) for d in (judges.draw(rng, size=16) for _ in range(200))}
+    assert seen & held and not judges.held_out
 
 
 def test_never_seen_subjects_and_style_stay_away():

@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
-from deepdive.autoencoder_training import train_vae
+from deepdive.autoencoder_training import FinishingLoss, pocket_vae, train_vae
 from deepdive.contrastive import learning_rate, train_text
 from deepdive.latent_diffusion import (
     BACKGROUNDS, SCHEDULE, TRAINED_STYLES, DiffusionLoss, Pictures, SettlingLoss, batch_psnr, border_colour, cache_latents, combinations,
@@ -64,6 +64,29 @@ def test_shipped_vae_brings_pictures_back(models):
     assert batch_psnr(pixels, round_trip(models.vae, pixels)).mean() > 25
     latents = models.vae.encode(pixels).latent_dist.sample() * models.vae.config.scaling_factor
     assert .9 < latents.std() < 1.1
+
+
+def test_finishing_trains_decoder_and_discriminator_and_leaves_the_encoder_alone():
+    torch.manual_seed(0)
+    loss, pixels = FinishingLoss(pocket_vae()), Pictures(subjects=["parrot"]).batch(4, 1)[0]
+    loss(pixels).backward()
+    with_gradient = {name.split(".")[1] for name, p in loss.vae.named_parameters(prefix="vae") if p.grad is not None and p.grad.abs().sum() > 0}
+    assert with_gradient == {"decoder", "post_quant_conv"}
+    assert all(p.grad is not None for p in loss.discriminator.parameters())
+    assert loss.discriminator(pixels).shape == (4, 1, 16, 16)
+
+
+def test_finishing_pushes_the_decoder_by_the_share_of_the_plain_errors_pull():
+    torch.manual_seed(0)
+    vae, pixels = pocket_vae(), Pictures(subjects=["parrot"]).batch(2, 1)[0]
+    def pull(share):
+        loss = FinishingLoss(vae, share)
+        loss.discriminator.load_state_dict(state)
+        torch.manual_seed(1)
+        return torch.autograd.grad(loss(pixels), vae.decoder.conv_out.weight)[0]
+    state = FinishingLoss(vae).discriminator.state_dict()
+    plain = pull(0.)
+    assert (pull(.5) - plain).norm().item() == pytest.approx(.5 * plain.norm().item(), rel=.05)
 
 
 def test_fp16_on_disk_float32_when_loaded(tmp_path, models):
@@ -148,15 +171,16 @@ def test_every_stages_command_goes_on_from_weights_and_leaves_a_whole_model(tmp_
     for name in "evaluation", "behaviour": (model / "training" / f"{name}.json").unlink()
     AcceleratorState._reset_state(True)  # one process has one precision; the commands have bf16, the tests before had none
     train_text(steps=2, batch_size=8, work=work / "text", out=model)
-    train_vae(steps=2, batch_size=4, work=work / "vae", out=model, start=model / "vae")
+    train_vae(steps=2, finish=1, batch_size=4, work=work / "vae", out=model, start=model / "vae")
     train_unet(steps=2, settle=1, batch_size=4, n_latents=8, work=work / "unet", out=model, start=model / "unet")
     evaluate(out=model, n=3, judge_steps=2, work=work / "judge")
     after = {name: training_record(name, model) for name in (*before, "evaluation", "behaviour")}
     for name in "vae", "unet":
         new = after[name]["runs"][len(before[name]["runs"]):]
-        assert after[name]["runs"][:-len(new)] == before[name]["runs"] and [run["steps"] for run in new] == ([2] if name == "vae" else [2, 1])
+        assert after[name]["runs"][:-len(new)] == before[name]["runs"] and [run["steps"] for run in new] == [2, 1]
     assert len(after["text"]["runs"]) == 1 and 0 <= after["text"]["accuracy"] <= 1
-    assert set(after["vae"]["runs"][-1]["psnr"]) == {"2"} and after["evaluation"]["seen"]["n"] == 3
+    assert [set(run["psnr"]) for run in after["vae"]["runs"][-2:]] == [{"2"}, {"1"}]
+    assert after["evaluation"]["seen"]["real"]["n"] == 3
     assert after["behaviour"]["n"] == 1 and after["behaviour"]["negative"] in (0, 1)
     assert all(share in (0, 1) for shares in after["behaviour"]["img2img"].values() for share in shares)
     pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
@@ -167,11 +191,14 @@ def test_every_stages_command_goes_on_from_weights_and_leaves_a_whole_model(tmp_
 
 
 def test_records_of_the_long_runs_are_there():
-    for name, either in dict(text={"steps"}, vae={"psnr"}, unet={"n_latents", "share"}).items():
-        runs = training_record(name)["runs"]
-        assert all({"losses", "steps", "batch_size"} <= set(run) and either & set(run) for run in runs)
-        assert runs[-1]["losses"][-1] < runs[0]["losses"][0]
-    assert set(training_record("evaluation")) == {"real", "round_trip", "seen", "held_out"}
+    for name, keys in dict(text=set(), vae={"psnr"}, unet={"n_latents"}).items():
+        for run in training_record(name)["runs"]:
+            assert {"losses", "steps", "batch_size"} | keys <= set(run)
+            tenth = len(run["losses"]) // 10
+            if run.get("run") != "vae_finished":  # there a discriminator learns to raise it again
+                assert sum(run["losses"][-tenth:]) < .9 * sum(run["losses"][:tenth])
+    result = training_record("evaluation")
+    assert set(result) == {"seen", "held_out"} and all(set(rows) == {"real", "round_trip", "generated"} for rows in result.values())
     assert set(training_record("behaviour")["guidance"]) == {"0", "1", "3", "5", "7.5", "12"}
 
 
