@@ -86,9 +86,11 @@ def vae_training(vae, shares, steps, loss=VAELoss, **settings):
     def make_batch(seed): return (torch.cat([pictures.batch(n, seed)[0] for pictures, n in shares]),)
     return fit(loss(vae), make_batch, steps, **settings)
 
-# %% ../10_autoencoder_training.ipynb #3a9ea925
+# %% ../10_autoencoder_training.ipynb #003022b0
 class PatchDiscriminator(nn.Module):
-    "images (B, 3, H, W) in [-1, 1] -> how real each patch of 38 x 38 pixels looks, (B, 1, H/8, W/8)."
+    """images (B, 3, H, W) in [-1, 1] -> how real each patch of 38 x 38 pixels looks, (B, 1, H/8, W/8).
+
+    Above 1 is surely real, below -1 surely not."""
     def __init__(self, width=32):
         super().__init__()
         def conv(i, o, *args): return nn.utils.parametrizations.spectral_norm(nn.Conv2d(i, o, *args))
@@ -98,9 +100,12 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images): return self.net(images)
 
-# %% ../10_autoencoder_training.ipynb #32c6353e
+# %% ../10_autoencoder_training.ipynb #e3602af2
 class FinishingLoss(nn.Module):
-    "images (B, 3, H, W) in [-1, 1] -> the decoder's loss plus the discriminator's (hinge), a scalar."
+    """images (B, 3, H, W) in [-1, 1] -> the decoder's loss plus the discriminator's (hinge), a scalar.
+
+    `share` is the discriminator's pull on the decoder, relative to that of `picture_error`. It freezes the
+    encoder of `vae`. After Esser et al. 2021, who take turns with two optimizers."""
     def __init__(self, vae, share=.2):
         super().__init__()
         self.vae, self.share, self.discriminator = vae, share, PatchDiscriminator()

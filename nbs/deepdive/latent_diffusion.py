@@ -149,7 +149,7 @@ def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, loss=N
         models.unet.set_attn_processor(AttnProcessor())
     return fit(loss or DiffusionLoss(models.unet, training_alphas()), make_batch, steps, **settings)
 
-# %% ../11_latent_diffusion.ipynb #2d3999ed
+# %% ../11_latent_diffusion.ipynb #31be4cef
 def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=None, batch_size=20):
     "One PIL image a prompt; the i-th from seed `seed` + i, with the i-th of the prompts in `negative`."
     negative, images = negative or [""] * len(prompts), []
@@ -161,7 +161,7 @@ def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=Non
         images += latents_to_pil(models.vae, latents)
     return images
 
-# %% ../11_latent_diffusion.ipynb #40823037
+# %% ../11_latent_diffusion.ipynb #7694c455
 class SettlingLoss(DiffusionLoss):
     """The same loss for a copy of `teacher`, whose guidance is to be `share` as strong as the teacher's.
 
@@ -187,14 +187,14 @@ class SettlingLoss(DiffusionLoss):
         contradicted = (torch.arange(len(t), device=t.device) < self.misled(noisy)) & (t < 500)
         return uncond + torch.where(contradicted, 0., self.share)[:, None, None, None] * (cond - uncond)
 
-# %% ../11_latent_diffusion.ipynb #968bb9df
+# %% ../11_latent_diffusion.ipynb #3217473e
 def settling(models, cache, pictures, steps, share, wrong=.35, lr=2.5e-4, **settings):
     "Train `models.unet` to follow the text only `share` as much as now; returns the losses."
     teacher = copy.deepcopy(models.unet).requires_grad_(False)
     loss = SettlingLoss(models.unet, training_alphas(), teacher, encode_prompt(models, ""), share, wrong)
     return unet_training(models, cache, pictures, steps, loss=loss, lr=lr, **settings)
 
-# %% ../11_latent_diffusion.ipynb #cc407592
+# %% ../11_latent_diffusion.ipynb #a088a169
 def unet_parts(out, start=None):
     """Models with the tokenizer, text encoder and VAE of the model folder `out`, and a UNet.
 
@@ -206,7 +206,7 @@ def unet_parts(out, start=None):
     unet = UNet2DConditionModel.from_pretrained(start) if start else pocket_unet()
     return Models(tokenizer, text_encoder, vae, unet, None, device, torch.float32)
 
-# %% ../11_latent_diffusion.ipynb #de372920
+# %% ../11_latent_diffusion.ipynb #62dc30fd
 def unet_data(file, vae, n):
     "The Pictures of pocket-sd's UNet, and `n` latents of them from `file`, which is made if there is none."
     pictures = Pictures(splits=("train",), styles=POCKET_STYLES, widths=(.84, .94), mirror=0)
@@ -214,14 +214,14 @@ def unet_data(file, vae, n):
     if not cache: save_checkpoint(file, **(cache := cache_latents(vae, pictures, n)))
     return pictures, cache
 
-# %% ../11_latent_diffusion.ipynb #8752b8f8
+# %% ../11_latent_diffusion.ipynb #69a39999
 def publish_unet(unet, out, subjects, runs):
     "Save `unet` in the model folder `out`, with the scheduler, what it draws, and how it was trained."
     save_fp16(unet, out / "unet"), write_scheduler(out)
     (out / "subjects.txt").write_text("\n".join(subjects) + "\n", encoding="utf-8")
     record("unet", out, runs=runs)
 
-# %% ../11_latent_diffusion.ipynb #676f6163
+# %% ../11_latent_diffusion.ipynb #c01e8490
 @call_parse
 def train_unet(
     steps: int = 10_000,  # training steps
@@ -247,7 +247,7 @@ def train_unet(
             dict(run, steps=settle, share=share, losses=thinned(settled))]
     publish_unet(models.unet, out, pictures.subjects, [*earlier_runs("unet", start), *runs])
 
-# %% ../11_latent_diffusion.ipynb #781d19d3
+# %% ../11_latent_diffusion.ipynb #6b5c187a
 @torch.no_grad()
 def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
     "Mean squared error of the predicted noise in `bins` equal stretches of the schedule, (bins,)."
@@ -262,7 +262,7 @@ def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
         total.index_add_(0, bin_of, error.cpu()), count.index_add_(0, bin_of, torch.ones(64))
     return total / count
 
-# %% ../11_latent_diffusion.ipynb #a122f38c
+# %% ../11_latent_diffusion.ipynb #74801727
 class Judge(nn.Module):
     "pictures (B, 3, 128, 128) in [-1, 1] -> logits of subjects (B, S) and of styles (B, T)."
     def __init__(self, subjects, styles, width=48):
@@ -277,7 +277,7 @@ class Judge(nn.Module):
         features = self.body(images).amax((2, 3))
         return self.subject(features), self.style(features)
 
-# %% ../11_latent_diffusion.ipynb #116f9e5f
+# %% ../11_latent_diffusion.ipynb #58d2dfc8
 class JudgeLoss(nn.Module):
     """Cross-entropy of both answers.
 
@@ -295,7 +295,7 @@ class JudgeLoss(nn.Module):
         subject, style = self.judge(images)
         return F.cross_entropy(subject, subjects) + F.cross_entropy(style, styles)
 
-# %% ../11_latent_diffusion.ipynb #966659cf
+# %% ../11_latent_diffusion.ipynb #52e6446b
 def train_judge(pictures, steps, batch_size=64, **settings):
     """A Judge trained on composites of `pictures`, and its losses.
 
@@ -308,7 +308,7 @@ def train_judge(pictures, steps, batch_size=64, **settings):
         return pixels, *torch.tensor(answers).T, seed
     return judge, fit(JudgeLoss(judge), make_batch, steps, **settings)
 
-# %% ../11_latent_diffusion.ipynb #16e32c36
+# %% ../11_latent_diffusion.ipynb #f07242c9
 @torch.no_grad()
 def judge_images(judge, pictures, images):
     "PIL images of 128 x 128 -> for each (subject, style, background) as the judge and the border say."
@@ -317,7 +317,7 @@ def judge_images(judge, pictures, images):
     positions = zip(subject.argmax(1), style.argmax(1), images)
     return [(pictures.subjects[s], pictures.styles[st], border_colour(i)) for s, st, i in positions]
 
-# %% ../11_latent_diffusion.ipynb #0646194c
+# %% ../11_latent_diffusion.ipynb #00b84c98
 def border_colour(image, width=3):
     "Name of the background colour nearest to the median of the outermost `width` pixels of an RGB picture."
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -326,7 +326,7 @@ def border_colour(image, width=3):
     median = np.median(pixels[frame], 0)
     return min(BACKGROUNDS, key=lambda name: np.square(median - BACKGROUNDS[name]).sum())
 
-# %% ../11_latent_diffusion.ipynb #35c816a5
+# %% ../11_latent_diffusion.ipynb #c89b4634
 def combinations(pictures, n, held_out, seed=0):
     """`n` (subject, style, background, prompt), drawn at random.
 
@@ -338,7 +338,7 @@ def combinations(pictures, n, held_out, seed=0):
     def a(name): return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
     return [(s, st, b, f"{a(st)} of {a(s)} on a {b} background") for s, st, b in rng.sample(asked, n)]
 
-# %% ../11_latent_diffusion.ipynb #65d49a52
+# %% ../11_latent_diffusion.ipynb #daacfd3d
 def scores(judge, pictures, asked, images):
     "Shares of `images` whose subject, style, background, subject and style, all three are as `asked`."
     said = judge_images(judge, pictures, images)
@@ -347,7 +347,7 @@ def scores(judge, pictures, asked, images):
     return dict(n=len(images), subject=subject, style=style, background=background,
                 subject_and_style=right[:, :2].all(1).mean(), all_three=right.all(1).mean())
 
-# %% ../11_latent_diffusion.ipynb #2e1b7cb1
+# %% ../11_latent_diffusion.ipynb #9bc2aa45
 def judged_images(name, models, pictures, asked):
     """What the judge gets to see: one picture for each (subject, style, background, prompt) in `asked`.
 
@@ -359,7 +359,7 @@ def judged_images(name, models, pictures, asked):
     parts = [image_tensor(real[i:i + 20]) for i in range(0, len(real), 20)]
     return [image for part in parts for image in to_pil(round_trip(models.vae, part))]
 
-# %% ../11_latent_diffusion.ipynb #fb6e39f5
+# %% ../11_latent_diffusion.ipynb #1ea197a9
 def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     """Whether guidance and negative prompts do their work, on `n` pictures each: a dict.
 
@@ -376,7 +376,7 @@ def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     again = [border_colour(i) for i in generate(models, prompts, negative=unwanted)]
     return dict(n=n, guidance=guidance, negative=sum(a == b for a, b in zip(first, again)) / n)
 
-# %% ../11_latent_diffusion.ipynb #764efe2a
+# %% ../11_latent_diffusion.ipynb #8f29adcf
 def giving_way(models, judge, pictures, n, strengths=(.2, .4, .6, .8, 1.)):
     """Image to image from `n` real composites to prompts that name something else, at each strength.
 
@@ -391,7 +391,7 @@ def giving_way(models, judge, pictures, n, strengths=(.2, .4, .6, .8, 1.)):
                                    for half in (asked[:n], asked[n:])]
     return shares
 
-# %% ../11_latent_diffusion.ipynb #fd71d9e9
+# %% ../11_latent_diffusion.ipynb #9989d93b
 SHOWCASE = [
     "a watercolor painting of an otter", "an oil painting of a campfire",
     "a 3d render of a parrot on a blue background", "a cartoon of a castle on a pink background",
@@ -401,7 +401,7 @@ SHOWCASE = [
     "a flat illustration of a rocket on a black background", "a watercolor painting of a rose",
     "a 3d render of an astronaut on a purple background"]
 
-# %% ../11_latent_diffusion.ipynb #4ff90e8c
+# %% ../11_latent_diffusion.ipynb #b5a78d6d
 def all_scores(judge, models, pictures, n, out):
     "Scores of `n` pictures of each kind, {seen or held_out: {name: scores}}; saves the first 48 as sheets."
     result = {}
@@ -414,7 +414,7 @@ def all_scores(judge, models, pictures, n, out):
         save_sheet(images[:48], 12, f"{which}_{name}", out)
     return result
 
-# %% ../11_latent_diffusion.ipynb #ad276d06
+# %% ../11_latent_diffusion.ipynb #d97de59a
 @call_parse
 def evaluate(
     out: str = None,  # model folder (default: data/pocket-sd)
