@@ -176,12 +176,12 @@ def vae_stretch(name, vae, shares, steps, loss, pictures, work, out, **settings)
     return [dict(run=name, steps=steps, batch_size=sum(n for _, n in shares), losses=thinned(losses),
                  psnr=curve)]
 
-# %% ../10_autoencoder_training.ipynb #98bc40c4
+# %% ../10_autoencoder_training.ipynb #21139e02
 @call_parse
 def train_vae(
     steps: int = 3000,  # training steps
     finish: int = 3000,  # further steps of the decoder, with a discriminator
-    batch_size: int = 16,  # pictures a batch, a quarter of them of anything, the others as for the UNet
+    batch_size: int = 16,  # pictures a batch: half for the UNet, a quarter painted, a quarter anything
     lr: float = 1e-3,  # highest learning rate
     work: str = ".train/vae",  # folder for the checkpoint
     out: str = None,  # model folder (default: data/pocket-sd)
@@ -192,8 +192,9 @@ def train_vae(
     out = Path(out or data_folder() / "pocket-sd")
     torch.manual_seed(0)
     vae, everything = AutoencoderKL.from_pretrained(start) if start else pocket_vae(), Pictures()
-    to_learn, quarter = Pictures(splits=("train",), styles=POCKET_STYLES), batch_size // 4
-    shares, runs = [(to_learn, batch_size - quarter), (everything, quarter)], earlier_runs("vae", start)
+    to_learn, painted = (Pictures(splits=("train",), styles=s) for s in (POCKET_STYLES, POCKET_STYLES[3:]))
+    quarter, runs = batch_size // 4, earlier_runs("vae", start)
+    shares = [(to_learn, batch_size - 2 * quarter), (painted, quarter), (everything, quarter)]
     for name, n, loss, rate in ("vae", steps, VAELoss, lr), ("vae_finished", finish, FinishingLoss, lr / 4):
         runs += vae_stretch(name, vae, shares, n, loss, everything, work, out, lr=rate,
                             mixed_precision=mixed_precision)

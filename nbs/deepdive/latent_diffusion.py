@@ -120,9 +120,10 @@ def captions_of(pictures, shown, rng):
     return [pictures.caption(rng, pictures.subjects[s], pictures.styles[st], list(BACKGROUNDS)[b])
             for s, st, b in shown.tolist()]
 
-# %% ../11_latent_diffusion.ipynb #f9ae0435
+# %% ../11_latent_diffusion.ipynb #0a906545
 OFTEN = ("campfire", "castle", "cat", "dancer", "leopard", "lion", "mouse", "otter", "owl", "panda",
-         "parrot", "puppy", "skunk", "strawberry", "swan", "teddy bear")
+         "parrot", "puppy", "skunk", "strawberry", "swan", "teddy bear",
+         "airplane", "balloon", "rainbow")  # the last three joined late
 
 def draw_weights(cache, pictures):
     """How often to draw each cached latent, relative to the others, (n,).
