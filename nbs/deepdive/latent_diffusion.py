@@ -248,7 +248,7 @@ def train_unet(
             dict(run, steps=settle, share=share, losses=thinned(settled))]
     publish_unet(models.unet, out, pictures.subjects, [*earlier_runs("unet", start), *runs])
 
-# %% ../11_latent_diffusion.ipynb #6b5c187a
+# %% ../11_latent_diffusion.ipynb #d8ebfc71
 @torch.no_grad()
 def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
     "Mean squared error of the predicted noise in `bins` equal stretches of the schedule, (bins,)."
@@ -263,7 +263,7 @@ def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
         total.index_add_(0, bin_of, error.cpu()), count.index_add_(0, bin_of, torch.ones(64))
     return total / count
 
-# %% ../11_latent_diffusion.ipynb #74801727
+# %% ../11_latent_diffusion.ipynb #87ec0303
 class Judge(nn.Module):
     "pictures (B, 3, 128, 128) in [-1, 1] -> logits of subjects (B, S) and of styles (B, T)."
     def __init__(self, subjects, styles, width=48):
@@ -278,7 +278,7 @@ class Judge(nn.Module):
         features = self.body(images).amax((2, 3))
         return self.subject(features), self.style(features)
 
-# %% ../11_latent_diffusion.ipynb #58d2dfc8
+# %% ../11_latent_diffusion.ipynb #e17c8032
 class JudgeLoss(nn.Module):
     """Cross-entropy of both answers.
 
@@ -296,7 +296,7 @@ class JudgeLoss(nn.Module):
         subject, style = self.judge(images)
         return F.cross_entropy(subject, subjects) + F.cross_entropy(style, styles)
 
-# %% ../11_latent_diffusion.ipynb #52e6446b
+# %% ../11_latent_diffusion.ipynb #09bd1591
 def train_judge(pictures, steps, batch_size=64, **settings):
     """A Judge trained on composites of `pictures`, and its losses.
 
@@ -309,7 +309,7 @@ def train_judge(pictures, steps, batch_size=64, **settings):
         return pixels, *torch.tensor(answers).T, seed
     return judge, fit(JudgeLoss(judge), make_batch, steps, **settings)
 
-# %% ../11_latent_diffusion.ipynb #f07242c9
+# %% ../11_latent_diffusion.ipynb #85e5e8f3
 @torch.no_grad()
 def judge_images(judge, pictures, images):
     "PIL images of 128 x 128 -> for each (subject, style, background) as the judge and the border say."
@@ -318,7 +318,7 @@ def judge_images(judge, pictures, images):
     positions = zip(subject.argmax(1), style.argmax(1), images)
     return [(pictures.subjects[s], pictures.styles[st], border_colour(i)) for s, st, i in positions]
 
-# %% ../11_latent_diffusion.ipynb #00b84c98
+# %% ../11_latent_diffusion.ipynb #e7d4228f
 def border_colour(image, width=3):
     "Name of the background colour nearest to the median of the outermost `width` pixels of an RGB picture."
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -327,7 +327,7 @@ def border_colour(image, width=3):
     median = np.median(pixels[frame], 0)
     return min(BACKGROUNDS, key=lambda name: np.square(median - BACKGROUNDS[name]).sum())
 
-# %% ../11_latent_diffusion.ipynb #c89b4634
+# %% ../11_latent_diffusion.ipynb #1e1a8650
 def combinations(pictures, n, held_out, seed=0):
     """`n` (subject, style, background, prompt), drawn at random.
 
@@ -339,7 +339,7 @@ def combinations(pictures, n, held_out, seed=0):
     def a(name): return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
     return [(s, st, b, f"{a(st)} of {a(s)} on a {b} background") for s, st, b in rng.sample(asked, n)]
 
-# %% ../11_latent_diffusion.ipynb #daacfd3d
+# %% ../11_latent_diffusion.ipynb #9608faba
 def scores(judge, pictures, asked, images):
     "Shares of `images` whose subject, style, background, subject and style, all three are as `asked`."
     said = judge_images(judge, pictures, images)
@@ -348,7 +348,7 @@ def scores(judge, pictures, asked, images):
     return dict(n=len(images), subject=subject, style=style, background=background,
                 subject_and_style=right[:, :2].all(1).mean(), all_three=right.all(1).mean())
 
-# %% ../11_latent_diffusion.ipynb #9bc2aa45
+# %% ../11_latent_diffusion.ipynb #b11afd42
 def judged_images(name, models, pictures, asked):
     """What the judge gets to see: one picture for each (subject, style, background, prompt) in `asked`.
 
@@ -360,7 +360,7 @@ def judged_images(name, models, pictures, asked):
     parts = [image_tensor(real[i:i + 20]) for i in range(0, len(real), 20)]
     return [image for part in parts for image in to_pil(round_trip(models.vae, part))]
 
-# %% ../11_latent_diffusion.ipynb #1ea197a9
+# %% ../11_latent_diffusion.ipynb #ed862f78
 def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     """Whether guidance and negative prompts do their work, on `n` pictures each: a dict.
 
@@ -377,7 +377,7 @@ def behaviour(models, judge, pictures, n, scales=(0., 1., 3., 5., 7.5, 12.)):
     again = [border_colour(i) for i in generate(models, prompts, negative=unwanted)]
     return dict(n=n, guidance=guidance, negative=sum(a == b for a, b in zip(first, again)) / n)
 
-# %% ../11_latent_diffusion.ipynb #8f29adcf
+# %% ../11_latent_diffusion.ipynb #ec61ed11
 def giving_way(models, judge, pictures, n, strengths=(.2, .4, .6, .8, 1.)):
     """Image to image from `n` real composites to prompts that name something else, at each strength.
 
@@ -392,7 +392,7 @@ def giving_way(models, judge, pictures, n, strengths=(.2, .4, .6, .8, 1.)):
                                    for half in (asked[:n], asked[n:])]
     return shares
 
-# %% ../11_latent_diffusion.ipynb #9989d93b
+# %% ../11_latent_diffusion.ipynb #7c392e8d
 SHOWCASE = [
     "a watercolor painting of an otter", "an oil painting of a campfire",
     "a 3d render of a parrot on a blue background", "a cartoon of a castle on a pink background",
@@ -402,7 +402,7 @@ SHOWCASE = [
     "a flat illustration of a rocket on a black background", "a watercolor painting of a rose",
     "a 3d render of an astronaut on a purple background"]
 
-# %% ../11_latent_diffusion.ipynb #b5a78d6d
+# %% ../11_latent_diffusion.ipynb #45b6a303
 def all_scores(judge, models, pictures, n, out):
     "Scores of `n` pictures of each kind, {seen or held_out: {name: scores}}; saves the first 48 as sheets."
     result = {}
@@ -415,7 +415,7 @@ def all_scores(judge, models, pictures, n, out):
         save_sheet(images[:48], 12, f"{which}_{name}", out)
     return result
 
-# %% ../11_latent_diffusion.ipynb #d97de59a
+# %% ../11_latent_diffusion.ipynb #b7859ae8
 @call_parse
 def evaluate(
     out: str = None,  # model folder (default: data/pocket-sd)

@@ -48,7 +48,7 @@ def sigma_schedule(models, num_inference_steps):
     sigmas = np.interp(timesteps, np.arange(len(abar)), ((1 - abar) / abar)**.5)
     return torch.tensor(timesteps, dtype=torch.float32), torch.tensor([*sigmas, 0], dtype=torch.float32)
 
-# %% ../06_schedulers.ipynb #e140a937
+# %% ../06_schedulers.ipynb #fab5c2c0
 def heun(noise_at, x, timesteps, sigmas):
     "Yield x after each of Heun's steps, two calls each but for the last (Karras et al. 2022, algorithm 1)."
     for i, (t, sigma, next_sigma) in enumerate(zip(timesteps, sigmas, sigmas[1:])):
@@ -59,7 +59,7 @@ def heun(noise_at, x, timesteps, sigmas):
         x = tried
         yield x
 
-# %% ../06_schedulers.ipynb #4a0de90e
+# %% ../06_schedulers.ipynb #2179cdb3
 def lms(noise_at, x, timesteps, sigmas, order=4):
     "Yield x after each step of the linear multistep method on the last `order` predictions."
     s, noises = [float(v) for v in sigmas], []
@@ -72,13 +72,13 @@ def lms(noise_at, x, timesteps, sigmas, order=4):
         x = x + sum(weight(i, j, len(noises)) * n for j, n in enumerate(noises))
         yield x
 
-# %% ../06_schedulers.ipynb #e91cbca7
+# %% ../06_schedulers.ipynb #619dd569
 def ddim_timesteps(models, num_inference_steps):
     "DDIM's own spacing, 'leading' with an offset of one: n whole timesteps, none of them 999."
     ratio = len(models.scheduler.alphas_cumprod) // num_inference_steps
     return torch.arange(num_inference_steps).flip(0) * ratio + 1
 
-# %% ../06_schedulers.ipynb #5ba78416
+# %% ../06_schedulers.ipynb #0e0ce653
 def ddim(noise_at, x, timesteps, alphas_cumprod):
     "Yield x (of variance one) after each deterministic DDIM step (Song et al. 2021, eq. 12 with eta 0)."
     ratio = len(alphas_cumprod) // len(timesteps)
@@ -89,7 +89,7 @@ def ddim(noise_at, x, timesteps, alphas_cumprod):
         x = before**.5 * x0 + (1 - before)**.5 * noise
         yield x
 
-# %% ../06_schedulers.ipynb #525775c3
+# %% ../06_schedulers.ipynb #28eb8b81
 def dpmpp_2m(noise_at, x, timesteps, alphas_cumprod):
     """Yield x (of variance one) after each step of DPM-Solver++(2M), first order at both ends.
 
@@ -107,14 +107,14 @@ def dpmpp_2m(noise_at, x, timesteps, alphas_cumprod):
         x, last = (sigma[i + 1] / sigma[i]).to(x) * x - (alpha[i + 1] * torch.expm1(-h)).to(x) * bent, x0
         yield x
 
-# %% ../06_schedulers.ipynb #d0573c61
+# %% ../06_schedulers.ipynb #835b5bd7
 def dpmpp_timesteps(models, num_inference_steps):
     "DPM++'s own spacing: n whole timesteps from 999 down, the one that would be 0 left out."
     last = len(models.scheduler.alphas_cumprod) - 1
     spaced = np.linspace(0, last, num_inference_steps + 1).round()[:0:-1]
     return torch.from_numpy(spaced.astype(np.int64).copy())
 
-# %% ../06_schedulers.ipynb #d12fc45d
+# %% ../06_schedulers.ipynb #f8ffa61a
 def euler_ancestral(noise_at, x, timesteps, sigmas, generator):
     """Yield x after each ancestral step: down to a smaller sigma, then up to the next one by fresh noise.
 
