@@ -120,7 +120,7 @@ def captions_of(pictures, shown, rng):
     return [pictures.caption(rng, pictures.subjects[s], pictures.styles[st], list(BACKGROUNDS)[b])
             for s, st, b in shown.tolist()]
 
-# %% ../11_latent_diffusion.ipynb #0a906545
+# %% ../11_latent_diffusion.ipynb #cd8d2a72
 OFTEN = ("campfire", "castle", "cat", "dancer", "leopard", "lion", "mouse", "otter", "owl", "panda",
          "parrot", "puppy", "skunk", "strawberry", "swan", "teddy bear",
          "airplane", "balloon", "rainbow")  # the last three joined late
@@ -128,7 +128,8 @@ OFTEN = ("campfire", "castle", "cat", "dancer", "leopard", "lion", "mouse", "ott
 def draw_weights(cache, pictures):
     """How often to draw each cached latent, relative to the others, (n,).
 
-    All styles come alike; what the lecture and these notebooks ask for (`OFTEN`) comes twice as often."""
+    All styles come alike; `OFTEN`, what the lecture and these notebooks ask for and three latecomers,
+    comes twice as often."""
     subjects, styles, _ = cache["shown"].T
     often = torch.tensor([1. + (name in OFTEN) for name in pictures.subjects])
     return often[subjects] / styles.bincount(minlength=len(pictures.styles))[styles]
