@@ -47,10 +47,10 @@ def strip_variation(code): return "-".join(p for p in code.lower().split("-") if
 
 def emoji_names(modules):
     "CLDR name -> code points, for every emoji that the Google sheet lists."
-    tts = json.loads((modules / "cldr-annotations-full/annotations/en/annotations.json").read_text())
+    tts = json.loads((modules / "cldr-annotations-full/annotations/en/annotations.json").read_text(encoding="utf-8"))
     tts = tts["annotations"]["annotations"]
     names = {}
-    for e in json.loads((modules / "emoji-datasource-google/emoji.json").read_text()):
+    for e in json.loads((modules / "emoji-datasource-google/emoji.json").read_text(encoding="utf-8")):
         code = strip_variation(e["unified"])
         char = "".join(chr(int(c, 16)) for c in code.split("-"))
         found = tts.get(char) or tts.get(char + "\ufe0f")
@@ -91,7 +91,7 @@ def drawn(modules, code, name, subject):
     for hand, folder in ("fluent flat", "flat"), ("fluent high contrast", "high-contrast"):
         base = modules / "fluentui-emoji/icons" / folder
         svg = next((f for f in (base / f"{slug}.svg", base / f"{slug}-default.svg") if f.exists()), None)
-        out[hand] = fit(render_svg(svg.read_text())) if svg else None
+        out[hand] = fit(render_svg(svg.read_text(encoding="utf-8"))) if svg else None
     out["noto"] = iconify(modules, "noto", code)
     if subject in LECTURE: out["twemoji"] = iconify(modules, "twemoji", code, TURNED.get((subject, "twemoji"), 0))
     return out
@@ -99,8 +99,8 @@ def drawn(modules, code, name, subject):
 
 @cache
 def icon_set(folder):
-    names = json.loads((folder / "chars.json").read_text())
-    return json.loads((folder / "icons.json").read_text()), {strip_variation(k): v for k, v in names.items()}
+    names = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+    return json.loads((folder / "icons.json").read_text(encoding="utf-8")), {strip_variation(k): v for k, v in names.items()}
 
 
 def iconify(modules, hand, code, turn=0):

@@ -4,25 +4,22 @@
 __all__ = ['to_rgb', 'image_tensor', 'pil_to_latents', 'psnr']
 
 # %% ../01_autoencoder.ipynb #d5bb8252
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from deepdive.sampling_loop import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, guided_noise,
-    initial_latents, latents_to_pil, load_models, mean_difference, predict_noise, quiet, show_images,
-    to_pil, token_ids)
+from .sampling_loop import check_finite, seeded
 
 # %% ../01_autoencoder.ipynb #87ddd621
 def to_rgb(image):
     """Any PIL image -> RGB as one sees it.
 
     Turned as its EXIF data say, transparency laid on white, grey and palette spread to three channels.
-    Raises TypeError for what is no PIL image."""
+    Raises TypeError for what is no PIL image, ValueError for one without pixels."""
     if not isinstance(image, Image.Image):
         raise TypeError(f"expected a PIL image, got {type(image).__name__}: "
                         "open it with PIL.Image.open first")
+    if 0 in image.size: raise ValueError(f"an image of {image.size[0]} x {image.size[1]} has no pixels")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow would clip 16-bit greys instead of scaling them
@@ -39,7 +36,7 @@ def image_tensor(images, multiple=8):
     Each side is scaled to the nearest multiple of `multiple`.
     Raises ValueError for an empty list, or for pictures that end at different sizes."""
     images = [to_rgb(i) for i in (images if isinstance(images, (list, tuple)) else [images])]
-    if not images: raise ValueError("no images: give a PIL image or a list of at least one")
+    if not images: raise ValueError("no images in []: give a PIL image or a list of at least one")
     sizes = [tuple(max(multiple, round(s / multiple) * multiple) for s in i.size) for i in images]
     if len(set(sizes)) > 1:
         raise ValueError(f"images of different sizes {sorted(set(sizes))} cannot form a batch: "
@@ -55,12 +52,13 @@ def pil_to_latents(vae, images, generator=None):
     These are the mean of the posterior, or a sample of it if there is a `generator`. Pictures of any mode
     are converted (see `to_rgb`) and their sides scaled to multiples of 8. Lecture 9A, 01:17."""
     distribution = vae.encode(image_tensor(images).to(vae.device, vae.dtype)).latent_dist
-    latents = distribution.mean if generator is None else distribution.sample(generator)
-    return latents * vae.config.scaling_factor
+    latents = distribution.mean if generator is None else distribution.sample(seeded(None, generator))
+    return check_finite(latents) * vae.config.scaling_factor
 
 # %% ../01_autoencoder.ipynb #9219e9a1
 def psnr(a, b):
     "Peak signal-to-noise ratio of two PIL images of one size, in dB."
     a, b = (np.asarray(to_rgb(i), dtype=np.float32) for i in (a, b))
+    if a.shape != b.shape: raise ValueError(f"images of different size: {a.shape[:2]} and {b.shape[:2]}")
     error = np.square(a - b).mean()
     return float(10 * np.log10(255**2 / max(error, 1e-10)))

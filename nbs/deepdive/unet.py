@@ -11,11 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from .textual_inversion import (
-    Models, add_token, check_answer, choose_device, data_folder, denoise, encode_prompt, first_step,
-    guided_noise, image_tensor, img2img, initial_latents, latents_to_pil, learned_style, load_embedding,
-    load_models, mean_difference, picture_from, pil_to_latents, predict_noise, psnr, quiet,
-    save_embedding, show_images, text_embeddings_from, to_pil, to_rgb, token_embeddings_of)
+from .autoencoder import to_rgb
+from .sampling_loop import (
+    agree, check_answer, check_prompts, denoise, encode_prompt, initial_latents, latents_to_pil,
+    load_models, mean_difference, predict_noise, seeded, show_images)
+from .text_encoder import picture_from
+from .textual_inversion import add_token, learned_style
 
 # %% ../05_unet.ipynb #f7f56f1d
 def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance_scale=7.5,
@@ -24,10 +25,10 @@ def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance
 
     `negative_prompt` takes the empty prompt's place in guidance (one string, or one for each prompt).
     All noise is drawn in one go from `seed`. Equal to diffusers' StableDiffusionPipeline with the same
-    scheduler. Lecture 9A, 18:36."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    text_embeddings, negative = encode_prompt(models, prompts), encode_prompt(models, negative_prompt)
-    generator = torch.Generator().manual_seed(seed)
+    scheduler. Raises TypeError or ValueError, as the checks of notebook 00 do. Lecture 9A, 18:36."""
+    prompts, generator = check_prompts(prompt), seeded(seed)
+    text_embeddings = encode_prompt(models, prompts)
+    negative = encode_prompt(models, check_prompts(negative_prompt, "negative_prompt"))
     latents = initial_latents(models, len(prompts), generator=generator)
     latents = denoise(models, latents, text_embeddings, negative, num_inference_steps, guidance_scale,
                       scheduler=scheduler, generator=generator)
@@ -50,13 +51,15 @@ class KeepMaps:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = (layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
                    for layer, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context)))
-        shares = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
+        shares = (q * attn.scale @ k.transpose(-1, -2)).softmax(-1)
         if encoder_hidden_states is not None: self.maps.append(shares.float().cpu())
         return attn.to_out[1](attn.to_out[0]((shares @ v).transpose(1, 2).flatten(2)))
 
 @contextmanager
 def attention_maps(unet):
     "Within this block, calls of `unet` append their cross-attention shares to the list the block gets."
+    if not hasattr(unet, "set_attn_processor"):
+        raise TypeError(f"unet must be a UNet of diffusers, such as models.unet, not {type(unet).__name__}")
     maps, before = [], dict(unet.attn_processors)
     unet.set_attn_processor(KeepMaps(maps))
     try: yield maps

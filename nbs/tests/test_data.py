@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepdive.contrastive import BACKGROUNDS, DRAWN, STYLES, TRAINED_STYLES, Pictures, data_folder, image_tensor
+from deepdive.autoencoder import image_tensor
+from deepdive.pictures import BACKGROUNDS, DRAWN, LECTURE, STYLES, TRAINED_STYLES, Pictures
+from deepdive.sampling_loop import data_folder
 
 EMOJI = data_folder() / "emoji"
 ROWS = list(csv.DictReader((EMOJI / "metadata.csv").open(encoding="utf-8")))
@@ -16,7 +18,7 @@ HELD_OUT = list(csv.DictReader((EMOJI / "held_out.csv").open(encoding="utf-8")))
 
 def test_every_row_has_its_file_and_every_file_its_row():
     assert sorted(r["file_name"] for r in ROWS) == sorted(p.relative_to(EMOJI).as_posix() for p in EMOJI.rglob("*.webp"))
-    assert list(ROWS[0]) == ["file_name", "subject", "synonyms", "style", "category", "split"]
+    assert list(ROWS[0]) == ["file_name", "subject", "synonyms", "style", "category", "split", "drawing"]
 
 
 def test_how_many():
@@ -25,7 +27,17 @@ def test_how_many():
     splits = Counter(r["split"] for r in ROWS if r["style"] == "3d render")
     assert splits["never"] == 10 and splits["train"] >= 150
     assert {r["split"] for r in ROWS if r["style"] == "high contrast icon"} == {"never"}
-    assert sum(p.stat().st_size for p in EMOJI.rglob("*.webp")) < 9 * 2**20
+    assert sum(p.stat().st_size for p in EMOJI.rglob("*.webp")) < 9.5 * 2**20
+
+
+def test_one_drawing_a_hand_and_several_hands_for_the_lectures_subjects():
+    hands = {}
+    for r in ROWS: hands.setdefault((r["subject"], r["style"]), []).append(r["drawing"])
+    assert all(len(set(h)) == len(h) for h in hands.values())
+    assert {subject for (subject, _), h in hands.items() if len(h) > 1} == set(LECTURE)
+    for subject in LECTURE:
+        for style in "watercolor painting", "oil painting": assert len(hands[subject, style]) >= 2, (subject, style)
+    assert {r["style"] for r in ROWS if r["drawing"] == "twemoji"} == {"flat illustration", "watercolor painting", "oil painting"}
 
 
 def test_pictures_are_128_px_with_alpha():
@@ -47,7 +59,11 @@ def test_held_out_is_never_drawn_unless_asked_for():
     pictures = Pictures(splits=("train",))
     held = {(r["subject"], r["style"], r["background"]) for r in HELD_OUT}
     assert held == pictures.held_out
-    assert {k[0] for k in held} == set(pictures.subjects) - {"airplane", "balloon", "rainbow"}
+    examined = sorted(set(pictures.subjects) - {"airplane", "balloon", "rainbow"})
+    assert {k[0] for k in held} == set(examined)
+    whole = Counter((s, st) for s, st, _ in held if st not in DRAWN)  # a derived style on all backgrounds, of every fifth subject
+    assert set(whole.values()) == {len(BACKGROUNDS)} and sorted(s for s, _ in whole) == [s for s in examined[::5] if s not in LECTURE]
+    assert Counter(s for s, st, _ in held if st in DRAWN) == dict.fromkeys(examined, 1)
     rng = random.Random(0)
     assert not {(d.subject, d.style, d.background) for d in (pictures.draw(rng, size=16) for _ in range(3000))} & held
     one = next(iter(sorted(held)))
@@ -87,13 +103,17 @@ def test_background_colour_is_on_the_border():
     pictures = Pictures()
     for name, colour in BACKGROUNDS.items():
         corner = image_tensor([pictures.draw(random.Random(2), "apple", "3d render", name).image])[0, :, 0, 0]
-        assert (corner * 127.5 + 127.5 - np.array(colour)).abs().max() <= 8.5
+        assert np.abs(corner.numpy() * 127.5 + 127.5 - colour).max() < 1e-3
 
 
 @pytest.mark.parametrize("call, error, message", [
-    (lambda: Pictures(subjects=["parrot", "gryphon"]), ValueError, r"no pictures of \['gryphon'\]"),
-    (lambda: Pictures(styles=("fresco",)), ValueError, r"no pictures in the style \['fresco'\]; there are"),
-    (lambda: Pictures(subjects=["parrot"]).cutout("apple", "cartoon"), KeyError, "no picture of 'apple' in the style 'cartoon'"),
+    (lambda: Pictures(subjects=["parrot", "gryphon"]), ValueError, "no pictures of the subject 'gryphon'; the 588 that there are begin with"),
+    (lambda: Pictures(styles=("fresco",)), ValueError, "no pictures of the style 'fresco'; the 8 that there are begin with: 3d render"),
+    (lambda: Pictures(folder="nowhere"), FileNotFoundError, "no pictures: .*metadata.csv is missing"),
+    (lambda: Pictures(subjects=["parrot"]).draw(random.Random(0), "apple", "cartoon"), KeyError, "no picture of 'apple' in the style 'cartoon'"),
+    (lambda: Pictures(subjects=["parrot"]).draw(random.Random(0), background="mauve"), ValueError, "background must be one of white, black"),
+    (lambda: Pictures(subjects=["parrot"]).batch(0, 1), ValueError, "n must be a whole number of at least 1, not 0"),
+    (lambda: Pictures(subjects=["parrot"]).batch("2", 1), TypeError, "n must be a whole number of at least 1, not '2'"),
 ])
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message): call()

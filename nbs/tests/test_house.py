@@ -1,4 +1,5 @@
 "The house: what can be read off the files without running a notebook."
+import ast
 import json
 import re
 import shutil
@@ -6,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ ROOT, FILES = NBS.parent, notebooks()
 PROJECT = tomllib.loads((NBS / "pyproject.toml").read_text())
 
 
-def cells(file, kind="code"): return [c for c in json.loads(file.read_text())["cells"] if c["cell_type"] == kind]
+def cells(file, kind="code"): return [c for c in json.loads(file.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
 def source(cell): return "".join(cell["source"])
 def module_name(file): return next(m[1] for c in cells(file) if (m := re.match(r"#\| default_exp (\w+)", source(c))))
 
@@ -41,7 +43,7 @@ def test_committed_executed_in_order(file):
     outputs = [o for c in code for o in c["outputs"]]
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
     assert any({"image/png", "image/jpeg"} & o.get("data", {}).keys() for o in outputs)
-    assert json.loads(file.read_text())["metadata"]["kernelspec"]["name"] == "python3"
+    assert json.loads(file.read_text(encoding="utf-8"))["metadata"]["kernelspec"]["name"] == "python3"
     assert file.stat().st_size < 2**20
 
 
@@ -53,12 +55,48 @@ def test_code_fits_the_window_and_cells_are_small(file):
     assert [lines[0] for lines in map(str.splitlines, map(source, cells(file))) if len(lines) > 25] == []
 
 
+def trees(file): return [ast.parse(source(c)) for c in cells(file)]
+def nodes(file, kind): return [n for tree in trees(file) for n in ast.walk(tree) if isinstance(n, kind)]
+def chain_imports(file): return [(n.module, a.name) for n in nodes(file, ast.ImportFrom) if n.module.startswith("deepdive.") for a in n.names]
+
+
+def defined(name):
+    "What the notebook of this module exports, by its own definitions."
+    text = (NBS / "deepdive" / f"{name}.py").read_text(encoding="utf-8")
+    tops = [n for n in ast.parse(text).body if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.Assign))]
+    return {n.name if hasattr(n, "name") else t.id for n in tops for t in getattr(n, "targets", [n]) if hasattr(t, "id") or hasattr(n, "name")}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_each_name_is_imported_from_where_it_is_defined_and_used(file):
+    earlier = [module_name(f) for f in FILES[:FILES.index(file)]]
+    assert [(m, n) for m, n in chain_imports(file) if m.removeprefix("deepdive.") not in earlier] == []
+    assert [(m, n) for m, n in chain_imports(file) if n not in defined(m.removeprefix("deepdive."))] == []
+    bound = [(a.asname or a.name).split(".")[0] for n in nodes(file, (ast.Import, ast.ImportFrom)) for a in n.names]
+    used = {n.id for n in nodes(file, ast.Name)}
+    assert [name for name in bound if name not in used] == []
+    assert sorted(n for n, k in Counter(bound).items() if k > 1) == []
+
+
 @pytest.mark.parametrize("before, file", list(zip(FILES, FILES[1:])), ids=lambda f: f.stem)
-def test_chain_imports_by_name_from_the_notebook_before(before, file):
-    text = "\n".join(source(c) for c in cells(file) if source(c).startswith("#| export"))
-    reached = set(re.findall(r"from deepdive\.(\w+) import", text))
-    assert reached == {module_name(before)}
-    assert "import *" not in text
+def test_each_notebook_uses_something_of_the_one_before(before, file):
+    assert f"deepdive.{module_name(before)}" in {m for m, _ in chain_imports(file)}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_no_module_is_long(file):
+    text = (NBS / "deepdive" / f"{module_name(file)}.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_a_picture_comes_within_the_first_dozen_lines_of_code(file):
+    lines = 0
+    for cell, tree in zip(cells(file), trees(file)):
+        if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree.body): continue
+        lines += len([line for line in source(cell).splitlines() if line.strip() and not line.startswith("#|")])
+        if any({"image/png", "image/jpeg"} & o.get("data", {}).keys() for o in cell["outputs"]): break
+    assert lines <= 12
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -75,7 +113,7 @@ def test_exported_modules_are_fresh(tmp_path):
     subprocess.run([Path(sys.executable).parent / "nbdev-export"], cwd=copy, check=True, capture_output=True)
     names = sorted(p.name for p in (NBS / "deepdive").glob("*.py"))
     assert names == sorted(p.name for p in (copy / "deepdive").glob("*.py"))
-    for name in names: assert (copy / "deepdive" / name).read_text() == (NBS / "deepdive" / name).read_text(), name
+    for name in names: assert (copy / "deepdive" / name).read_text(encoding="utf-8") == (NBS / "deepdive" / name).read_text(encoding="utf-8"), name
     assert tomllib.loads((copy / "pyproject.toml").read_text()) == PROJECT
 
 
@@ -90,18 +128,18 @@ def test_every_package_is_bounded_on_both_sides(package): assert ">=" in package
 
 
 def test_ci_runs_the_readmes_command():
-    commands = re.findall(r"^    (pip install .* && pytest nbs)$", (ROOT / "README.md").read_text(), flags=re.M)
+    commands = re.findall(r"^    (pip install .* && pytest nbs)$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)
     assert commands == ['pip install -e "nbs[dev]" && pytest nbs']
 
 
 def test_readme_lists_every_notebook():
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [f.stem for f in FILES if f"nbs/{f.name}" not in readme] == []
 
 
 def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *ROOT.glob("data/**/*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
             if "://" not in link: assert (page.parent / link).exists(), f"{page}: {link}"
     for file in FILES:
         for link in re.findall(r"\]\(([^)#]+)\)", "".join(source(c) for c in cells(file, "markdown"))):
@@ -134,5 +172,5 @@ def test_exercises_print_not_yet_and_have_a_folded_answer(file):
 def test_lecture_map_points_to_headings_that_exist():
     def lines(file): return [line for c in cells(file, "markdown") for line in source(c).splitlines()]
     headings = {f.stem[:2]: {line.lstrip("# ").replace("`", "") for line in lines(f) if line.startswith("#")} for f in FILES}
-    places = re.findall(r"`(\d\d): ([^`]+)`", (NBS / "LECTURE.md").read_text())
+    places = re.findall(r"`(\d\d): ([^`]+)`", (NBS / "LECTURE.md").read_text(encoding="utf-8"))
     assert len(places) > 40 and [p for p in places if p[1] not in headings[p[0]]] == []

@@ -1,5 +1,4 @@
 "Notebook 00: what cannot be asserted inside it."
-import re
 import shutil
 import warnings
 
@@ -8,8 +7,7 @@ import torch
 from diffusers import DDIMScheduler, LMSDiscreteScheduler, StableDiffusionPipeline
 
 from deepdive.sampling_loop import (
-    check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents, latents_to_pil, load_models, mean_difference,
-    predict_noise, show_images)
+    agree, choose_device, data_folder, denoise, encode_prompt, initial_latents, latents_to_pil, load_models, mean_difference, predict_noise)
 
 POCKET = data_folder() / "pocket-sd"
 
@@ -50,8 +48,7 @@ def test_guidance_formula(models):
     def predict(scale, c=cond, u=uncond):
         with torch.no_grad(): return predict_noise(models, latents, scheduler.timesteps[2], c, u, scale, scheduler)
     e0, e1, e3 = predict(0.), predict(1.), predict(3.)
-    assert torch.allclose(e0, predict(1., uncond), atol=1e-5) and torch.allclose(e3, e0 + 3 * (e1 - e0), atol=1e-4)
-    assert not torch.allclose(e0, e1, atol=1e-2)
+    assert agree(predict(1., uncond), e0) and agree(e3, e0 + 3 * (e1 - e0)) and not agree(e1, e0, slack=100)
 
 
 def test_start_step_goes_on_where_the_loop_was(models):
@@ -76,25 +73,6 @@ def test_long_prompt_warns_and_says_what_is_cut(models):
         encode_prompt(models, "a " * 75)
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda m: load_models("data/none"), FileNotFoundError, "no model in the folder 'data/none'.*unset DEEPDIVE_MODEL"),
-    (lambda m: load_models("/no/such/folder"), FileNotFoundError, "no model in the folder '/no/such/folder'"),
-    (lambda m: load_models(device="abacus"), ValueError, "no device 'abacus' on this machine; it has: .*cpu"),
-    (lambda m: encode_prompt(m, []), ValueError, "prompt must be a string"),
-    (lambda m: encode_prompt(m, ["a", 3]), ValueError, "prompt must be a string"),
-    (lambda m: initial_latents(m, 0), ValueError, "batch_size must be at least 1, not 0"),
-    (lambda m: initial_latents(m, height=100), ValueError, "multiples of 8, not 100 x 128"),
-    (lambda m: denoise(m, initial_latents(m), encode_prompt(m, "a"), num_inference_steps=-1), ValueError, "at least 1, not -1"),
-    (lambda m: denoise(m, initial_latents(m), encode_prompt(m, "a"), None, 5, start_step=5), ValueError, r"0 \.\.\. 4, not 5"),
-    (lambda m: denoise(m, initial_latents(m, 2), encode_prompt(m, "a")), ValueError, "2 latents but 1 prompts"),
-    (lambda m: latents_to_pil(m.vae, torch.zeros(4, 16, 16)), ValueError, r"shape \(batch, 4, h, w\), not \(4, 16, 16\)"),
-    (lambda m: show_images([1, 2], ["a"]), ValueError, "1 titles for 2 images"),
-    (lambda m: mean_difference(*(latents_to_pil(m.vae, torch.zeros(1, 4, s, s))[0] for s in (8, 16))), ValueError, "different size"),
-])
-def test_bad_input(models, call, error, message):
-    with pytest.raises(error, match=message): call(models)
-
-
 def test_hub_model_while_offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="could not fetch 'CompVis/stable-diffusion-v1-4'.*DEEPDIVE_MODEL"):
@@ -104,16 +82,9 @@ def test_hub_model_while_offline(monkeypatch):
 def test_environment_variable_names_the_model(monkeypatch, tmp_path):
     shutil.copytree(POCKET, tmp_path / "mine")
     monkeypatch.setenv("DEEPDIVE_MODEL", str(tmp_path / "mine"))
-    assert load_models(device="cpu").source == tmp_path / "mine"
+    assert load_models(device="cpu").source == (tmp_path / "mine").resolve()
 
 
 def test_device_and_dtype():
     assert choose_device("cpu") == (torch.device("cpu"), torch.float32)
     assert choose_device("cpu", torch.bfloat16)[1] == torch.bfloat16
-
-
-def test_check_answer_never_raises(capsys, models):
-    assert check_answer(3, 3, .5) and not check_answer(None, 3) and not check_answer("x", 3)
-    image = latents_to_pil(models.vae, torch.zeros(1, 4, 16, 16))[0]
-    assert check_answer(image, image) and not check_answer(None, image)
-    assert re.findall("right|not yet", capsys.readouterr().out) == ["right", "not yet", "not yet", "right", "not yet"]

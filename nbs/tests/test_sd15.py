@@ -5,12 +5,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from deepdive.autoencoder import pil_to_latents
 from deepdive.guidance import guided_txt2img
+from deepdive.image_to_image import img2img
+from deepdive.sampling_loop import Models, denoise, encode_prompt, initial_latents, latents_to_pil
 from deepdive.schedulers import euler, noise_predictor, sigma_schedule
+from deepdive.text_encoder import text_embeddings_from, token_embeddings_of
 from deepdive.textual_inversion import add_token
-from deepdive.unet import (
-    Models, attention_maps, denoise, encode_prompt, img2img, initial_latents, latents_to_pil, pil_to_latents, text_embeddings_from,
-    token_embeddings_of, txt2img)
+from deepdive.unet import attention_maps, txt2img
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,16 @@
 "Notebook 04: files of embeddings, new tokens, and their errors."
+import pickle
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from deepdive.textual_inversion import (
-    LEARNED, add_token, data_folder, encode_prompt, load_embedding, load_models, read_embeddings, save_embedding)
+from deepdive.sampling_loop import data_folder, encode_prompt, load_models
+from deepdive.textual_inversion import LEARNED, add_token, load_embedding, read_embeddings, save_embedding
 
 PEER = Path(__file__).resolve().parents[3] / "shared" / "peer" / "learned_embeds.bin"
 
@@ -55,6 +58,42 @@ def test_an_embedding_that_others_made(fresh):
         add_token(fresh, "<birb-style>", load_embedding(PEER))
 
 
+def old_parameter_dict(v):
+    "A ParameterDict as torch 1.11 saved it: the fields of a Module of that time, without `_keys`."
+    old = torch.nn.ParameterDict.__new__(torch.nn.ParameterDict)
+    hooks = ("_backward_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")
+    old.__dict__.update(training=True, _parameters=OrderedDict({"*": torch.nn.Parameter(v)}), _buffers=OrderedDict(), _modules=OrderedDict(),
+                        _non_persistent_buffers_set=set(), _is_full_backward_hook=None, **{h: OrderedDict() for h in hooks})
+    return old
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_web_uis_file_from_before_torch_1_12(tmp_path, n):
+    torch.save(web_ui(old_parameter_dict(vectors(n))), tmp_path / "old.pt")
+    assert torch.equal(load_embedding(tmp_path / "old.pt", "web"), vectors(n))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_numpys_arrays_in_a_bin(tmp_path, dtype):
+    array = vectors(2).numpy().astype(dtype)
+    torch.save({"<t>": array}, tmp_path / "n.bin")
+    assert np.array_equal(load_embedding(tmp_path / "n.bin").numpy(), array.astype("float32"))
+    data = (tmp_path / "n.bin").read_bytes()
+    if b"numpy._core" in data: torch.save({"<t>": array}, tmp_path / "o.bin", pickle_module=Numpy1)
+    if b"numpy._core" in data: assert torch.equal(load_embedding(tmp_path / "o.bin"), load_embedding(tmp_path / "n.bin"))
+
+
+class Numpy1:
+    "The module pickle, naming numpy's as version 1 did."
+    class Pickler(pickle._Pickler):
+        def save_global(self, obj, name=None):
+            if getattr(obj, "__module__", "") != "numpy._core.multiarray": return super().save_global(obj, name)
+            self.write(pickle.GLOBAL + f"numpy.core.multiarray\n{obj.__name__}\n".encode())
+            self.memoize(obj)
+        dispatch = {**pickle._Pickler.dispatch, type(save_global): save_global}
+    dump, dumps, loads, load, Unpickler = pickle.dump, pickle.dumps, pickle.loads, pickle.load, pickle.Unpickler
+
+
 class Trap:
     def __reduce__(self): return print, ("code in a file was run",)
 
@@ -62,24 +101,36 @@ class Trap:
 @pytest.mark.parametrize("name, write, message", [
     ("code.bin", lambda f: torch.save({"<t>": Trap()}, f), "'code.bin' is not loaded: it asks to run code"),
     ("code.pt", lambda f: torch.save(web_ui({"*": Trap()}), f), "it asks to run code"),
-    ("text.bin", lambda f: f.write_text("hello"), "'text.bin'"),
+    ("text.bin", lambda f: f.write_text("hello"), "'text.bin' is broken, or of another format: [^W]"),
     ("empty.bin", lambda f: f.write_bytes(b""), "'empty.bin'"),
     ("cut.safetensors", lambda f: f.write_bytes(b"\x10\0\0\0\0\0\0\0{}"), "'cut.safetensors' is broken, or of another format"),
     ("list.bin", lambda f: torch.save([vectors()], f), "'list.bin' holds no embedding"),
     ("nothing.bin", lambda f: torch.save({}, f), "'nothing.bin' holds no embedding"),
     ("image.bin", lambda f: torch.save({"<t>": torch.zeros(1, 3, 8, 8)}, f), "'image.bin' holds no embedding"),
     ("numbers.pt", lambda f: torch.save(dict(string_to_param={"*": 3}), f), "'numbers.pt' holds no embedding"),
+    ("none.pt", lambda f: torch.save(web_ui(None), f), "'none.pt' looks like a web UI's file, but its string_to_param holds NoneType"),
+    ("list.pt", lambda f: torch.save(web_ui([vectors()]), f), "its string_to_param holds list where a dict"),
+    ("tensor.pt", lambda f: torch.save(web_ui(vectors()), f), "its string_to_param holds Tensor where a dict"),
+    ("bare.pt", lambda f: torch.save(web_ui({}), f), "its string_to_param holds dict"),
+    ("nan.bin", lambda f: torch.save({"<t>": vectors() * float("nan")}, f), "the numbers of '<t>' in 'nan.bin' hold NaN"),
+    ("inf.safetensors", lambda f: save_file({"<t>": vectors() / 0}, f), "hold NaN or infinity"),
+    ("zero.bin", lambda f: torch.save({"<t>": torch.stack([vectors()[0], torch.zeros(128)])}, f), "'<t>' in 'zero.bin' has only zeros in row 1"),
+    ("ids.bin", lambda f: torch.save({"<t>": torch.arange(128)}, f), "'<t>' in 'ids.bin' must be a tensor of floating-point numbers"),
+    ("sdxl.safetensors", lambda f: save_file({"clip_l": vectors(2, 768), "clip_g": vectors(2, 1280)}, f),
+     "'sdxl.safetensors' is for SDXL: clip_l and clip_g .* version for SD 1.x"),
+    ("objects.bin", lambda f: torch.save({"<t>": np.array([Trap()], dtype=object)}, f), "'objects.bin'"),
+    ("texts.bin", lambda f: torch.save({"<t>": np.array(["a"])}, f), "'texts.bin'"),
 ])
 def test_bad_files_are_named(tmp_path, capsys, name, write, message):
     write(tmp_path / name)
-    with pytest.raises(ValueError, match=message): load_embedding(tmp_path / name)
+    with pytest.raises((ValueError, TypeError), match=message): load_embedding(tmp_path / name)
     assert "code in a file was run" not in capsys.readouterr().out
 
 
 def test_which_token_and_which_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no embedding file .*none.bin"): load_embedding(tmp_path / "none.bin")
     torch.save({"<a>": vectors()[0], "<b>": vectors(2)}, tmp_path / "two.bin")
-    with pytest.raises(ValueError, match=r"'two.bin' holds \['<a>', '<b>'\]: say which"): load_embedding(tmp_path / "two.bin")
+    with pytest.raises(ValueError, match="'two.bin' holds '<a>', '<b>': say which"): load_embedding(tmp_path / "two.bin")
     with pytest.raises(KeyError, match="no .*<c>.* in .*two.bin.*; it holds"): load_embedding(tmp_path / "two.bin", "<c>")
     assert torch.equal(load_embedding(tmp_path / "two.bin", "<b>"), vectors(2))
     with pytest.raises(ValueError, match="saved as .safetensors or .bin, not as '.pt'"): save_embedding(tmp_path / "x.pt", "<t>", vectors())
@@ -87,16 +138,30 @@ def test_which_token_and_which_file(tmp_path):
 
 def test_tokens_that_cannot_be_added(fresh):
     assert add_token(fresh, "<new>", vectors()[0]) == "<new>"
-    for taken in ("<new>", "puppy", "<|endoftext|>"):
+    for taken in ("puppy", "<|endoftext|>"):
         with pytest.raises(ValueError, match="is taken; choose another"): add_token(fresh, taken, vectors())
     for bad in ("two words", "", " x"):
         with pytest.raises(ValueError, match="a token is one word without spaces"): add_token(fresh, bad, vectors())
     for width in (127, 768):
         with pytest.raises(ValueError, match=f"{width}\\) does not fit this model, whose tokens are 128 wide"):
             add_token(fresh, "<w>", vectors(1, width))
-    with pytest.raises(ValueError, match="does not fit"): add_token(fresh, "<w>", torch.zeros(1, 2, 128))
+    with pytest.raises(ValueError, match=r"\(width,\) or \(n, width\), not \(1, 2, 128\)"): add_token(fresh, "<w>", torch.ones(1, 2, 128))
     add_token(fresh, "<many>", vectors(3))
-    with pytest.raises(ValueError, match="'<many>_1' is taken"): add_token(fresh, "<many>_1", vectors())
+    with pytest.raises(ValueError, match="'<many>_1' is taken, by a vector of '<many>'"): add_token(fresh, "<many>_1", vectors())
+    for n in (1, 2, 4):
+        with pytest.raises(ValueError, match=f"'<many>' was added with another number of vectors than {n}"): add_token(fresh, "<many>", vectors(n))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_token_may_be_taught_again(fresh, n):
+    first = add_token(fresh, "<again>", vectors(n))
+    before, words = encode_prompt(fresh, ["a castle", f"a {first}"]), len(fresh.tokenizer)
+    assert add_token(fresh, "<again>", vectors(n)) == first and len(fresh.tokenizer) == words
+    assert torch.equal(encode_prompt(fresh, ["a castle", f"a {first}"]), before)
+    assert add_token(fresh, "<again>", -vectors(n)) == first and len(fresh.tokenizer) == words
+    after = encode_prompt(fresh, ["a castle", f"a {first}"])
+    assert torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1])
+    assert not any(p.requires_grad for p in fresh.text_encoder.parameters())
 
 
 def test_a_refused_token_leaves_the_model_as_it_was(fresh):

@@ -1,63 +1,29 @@
-"Notebooks 09 to 11: the training loop, its checkpoints, the losses and the judge."
+"Notebooks 12 to 14: autoencoder, latent diffusion and evaluation; their commands, alone and in two processes; the records."
 import json
-import random
 import re
 import shutil
+import socket
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from torch import nn
 
-from deepdive.autoencoder_training import FinishingLoss, pocket_vae, train_vae
-from deepdive.contrastive import learning_rate, train_text
+from deepdive import evaluation
+from deepdive.autoencoder_training import FinishingLoss, batch_psnr, begun_from, pocket_vae, round_trip, train_vae
+from deepdive.contrastive import train_text
+from deepdive.denoising import load_checkpoint, save_fp16, training_record
+from deepdive.evaluation import (
+    at_limit, behaviour, combinations, distance, evaluate, giving_way, guesses, half_way, limits, mixes, scores, seed_distances)
 from deepdive.latent_diffusion import (
-    BACKGROUNDS, SCHEDULE, TRAINED_STYLES, DiffusionLoss, Pictures, SettlingLoss, batch_psnr, border_colour, cache_latents, combinations,
-    data_folder, draw_weights, encode_prompt, evaluate, fit, generate, load_checkpoint, mean_difference, pocket_unet, round_trip,
-    save_checkpoint, save_fp16, scores, train_judge, train_unet, training_alphas, training_record, write_scheduler)
-
-
-class Line(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Parameter(torch.zeros(2))
-
-    def forward(self, x): return (x @ self.a - x.sum(1)).square().mean()
-
-
-def line_batch(seed): return (torch.randn(8, 2, generator=torch.Generator().manual_seed(seed)),)
-
-
-def test_fit_learns_and_goes_on_from_its_checkpoint(tmp_path):
-    whole, broken = Line(), Line()
-    settings = dict(lr=.05, warmup=5, ema_decay=.9, report_every=100)
-    losses = fit(whole, line_batch, 60, **settings)
-    assert losses[-1] < .1 * losses[0] and torch.allclose(whole.a, torch.ones(2), atol=.2)
-    file = tmp_path / "checkpoint.pt"
-    class Stop(Exception): pass
-    def stop_at_30(seed, calls=[]):
-        calls.append(seed)
-        if len(calls) == 31: raise Stop
-        return line_batch(seed)
-    with pytest.raises(Stop): fit(broken, stop_at_30, 60, checkpoint=file, save_every=10, **settings)
-    assert len(load_checkpoint(file)["losses"]) == 30
-    again = Line()
-    assert fit(again, line_batch, 60, checkpoint=file, **settings) == losses
-    assert torch.equal(again.a, whole.a)
-
-
-def test_checkpoints_hold_no_code(tmp_path):
-    torch.save(dict(module=Line()), tmp_path / "bad.pt")
-    with pytest.raises(Exception, match="weights_only|Weights only"): load_checkpoint(tmp_path / "bad.pt")
-    assert load_checkpoint(tmp_path / "none.pt") is None
-    save_checkpoint(tmp_path / "sub" / "good.pt", losses=[1.])
-    assert load_checkpoint(tmp_path / "sub" / "good.pt") == dict(losses=[1.])
-
-
-def test_learning_rate_warms_up_and_decays():
-    rates = [learning_rate(i, 100, 1., warmup=10) for i in range(100)]
-    assert rates[0] < .11 and max(rates) == max(rates[8:13]) and rates[-1] < .03
+    SCHEDULE, DiffusionLoss, SettlingLoss, cache_latents, draw_weights, generate, loss_by_timestep, mixed, pocket_unet, train_unet,
+    training_alphas, training_models, unet_data, unet_training, write_scheduler)
+from deepdive.pictures import POCKET_STYLES, Judge, Pictures
+from deepdive.sampling_loop import data_folder, encode_prompt, mean_difference
 
 
 def test_shipped_vae_brings_pictures_back(models):
@@ -90,20 +56,13 @@ def test_finishing_pushes_the_decoder_by_the_share_of_the_plain_errors_pull():
     assert (pull(.5) - plain).norm().item() == pytest.approx(.5 * plain.norm().item(), rel=.05)
 
 
-def test_fp16_on_disk_float32_when_loaded(tmp_path, models):
-    save_fp16(models.text_encoder, tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
-    again = type(models.text_encoder).from_pretrained(tmp_path)
-    assert again.dtype == torch.float32 and models.text_encoder.dtype == torch.float32
-
-
 def test_scheduler_file_has_no_spacing(tmp_path):
     write_scheduler(tmp_path)
-    config = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    config = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     assert "timestep_spacing" not in config and config["beta_end"] == SCHEDULE["beta_end"] == .012
 
 
-def test_diffusion_loss_weights(models):
+def test_diffusion_loss_weights():
     class Zero(nn.Module):
         def forward(self, x, t, encoder_hidden_states): return type("Out", (), dict(sample=torch.zeros_like(x)))
     abar = torch.linspace(.99, .01, 1000)
@@ -131,65 +90,288 @@ def test_cache_says_what_it_holds(models):
     assert [pictures.subjects[s] for s in cache["shown"][:4, 0]] == [d.subject for d in drawn]
 
 
-def test_styles_come_alike_and_the_lectures_subjects_twice_as_often():
+def test_latents_are_cached_once_and_anew_for_another_number_or_autoencoder(tmp_path, models):
+    file = tmp_path / "latents.pt"
+    first = unet_data(file, models.vae, 4)[1]
+    written = file.stat().st_mtime_ns
+    assert torch.equal(unet_data(file, models.vae, 4)[1]["latents"], first["latents"]) and file.stat().st_mtime_ns == written
+    assert len(unet_data(file, models.vae, 5)[1]["latents"]) == 5
+    other = pocket_vae().eval()
+    other.register_to_config(scaling_factor=.5)
+    assert unet_data(file, other, 5)[1]["made_of"]["scaling_factor"] == .5
+
+
+def test_styles_come_alike():
     pictures = Pictures(subjects=["apple", "otter"], styles=("3d render", "oil painting"))
-    shown = torch.tensor([[1, 0, 3], [0, 0, 3], [0, 0, 5], [0, 1, 3]])  # otter and two apples in one style, an apple in the other
-    assert torch.allclose(draw_weights(dict(shown=shown), pictures), torch.tensor([2 / 3, 1 / 3, 1 / 3, 1.]))
+    shown = torch.tensor([[1, 0, 3], [0, 0, 3], [0, 0, 5], [0, 1, 3]])  # three pictures in one style, one in the other
+    assert torch.allclose(draw_weights(dict(shown=shown), pictures), torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.]))
 
 
-def test_prompts_to_test_are_of_the_kind_asked_for():
-    pictures = Pictures(splits=("train",), styles=TRAINED_STYLES[:5])
-    seen, held = combinations(pictures, 50, False), combinations(pictures, 50, True)
-    assert not {a[:3] for a in seen} & pictures.held_out and {a[:3] for a in held} <= pictures.held_out
-    assert all(s in p and st in p and b in p for s, st, b, p in seen + held)
+def test_mixed_prompts_mean_one_or_the_other():
+    states = torch.eye(2000)[:, None].contiguous()  # (B, 1, B): each state is told from all others
+    told = mixed(states, .5, torch.Generator().manual_seed(0))
+    assert torch.equal(told[1000:], states[1000:]) and torch.equal(mixed(states, 0, torch.Generator()), states)
+    own, other = told[:1000, 0].diagonal(), told[range(1000), 0, [i - 1 for i in range(1000)]]
+    assert torch.allclose(own + other, torch.ones(1000)) and torch.allclose(told[:1000].sum(-1), torch.ones(1000, 1))
+    # where a prompt has a weight of about .3, the picture is its own in about 3 of 10 cases
+    at_3, at_7 = ((own - w).abs().lt(.1).sum().item() for w in (.3, .7))
+    assert .2 < at_3 / (at_3 + at_7) < .4
 
 
-def test_judge_learns_from_real_pictures_and_scores_count():
-    pictures = Pictures(subjects=["parrot", "castle", "apple"], styles=("flat illustration", "pencil sketch"))
-    judge, losses = train_judge(pictures, 40, batch_size=24, lr=3e-3, warmup=5, report_every=100)
-    asked = [(s, st, b) for s in pictures.subjects for st in pictures.styles for b in ("red", "white", "blue")]
-    images = [pictures.draw(random.Random(i), *a).image for i, a in enumerate(asked)]
-    right, wrong = scores(judge, pictures, asked, images), scores(judge, pictures, asked, images[::-1])
-    assert right["background"] == 1 and right["style"] > .9 and right["subject"] > wrong["subject"]
-    assert right["all_three"] <= right["subject_and_style"] <= right["subject"]
-
-
-def test_border_colour_of_all_ten():
-    pictures = Pictures(subjects=["swan"])
-    assert [border_colour(pictures.draw(random.Random(1), "swan", "cartoon", b).image) for b in BACKGROUNDS] == list(BACKGROUNDS)
+def test_training_has_float32_copies_of_its_own(models, monkeypatch):
+    monkeypatch.setattr("deepdive.latent_diffusion.choose_device", lambda: (torch.device("cpu"), torch.float16))  # as on a GPU
+    model = data_folder() / "pocket-sd"
+    copies = training_models(model, model / "unet")
+    assert copies.dtype == torch.float32
+    for name in "text_encoder", "vae", "unet":
+        ours, theirs = (getattr(m, name) for m in (copies, models))
+        assert {p.dtype for p in ours.parameters()} == {torch.float32} and ours is not theirs
+    few = Pictures(subjects=["parrot", "castle"], styles=("3d render",))
+    cache = cache_latents(copies.vae, few, 4)
+    before = copies.unet.conv_in.weight.clone()
+    assert len(unet_training(copies, cache, few, 1, batch_size=2, report_every=None)) == 1
+    assert not torch.equal(before, copies.unet.conv_in.weight)
+    assert loss_by_timestep(copies, cache, few, n=64, bins=2).isfinite().all()
 
 
 def test_generate_gives_each_picture_its_own_seed(models):
     one, two = generate(models, ["a parrot"] * 2, steps=2, seed=5)
     assert mean_difference(generate(models, ["a parrot"], steps=2, seed=5, negative=["blue"])[0], one) > .5
     assert mean_difference(generate(models, ["a parrot"], steps=2, seed=6)[0], two) < .5 < mean_difference(one, two)
+    assert mean_difference(generate(models, ["a parrot"], steps=4, seed=6)[0],
+                           generate(models, ["a parrot"], steps=4, seed=6, scheduler=models.scheduler)[0]) > .1
 
 
-def test_every_stages_command_goes_on_from_weights_and_leaves_a_whole_model(tmp_path):
-    model, work = tmp_path / "model", tmp_path / "work"
-    shutil.copytree(data_folder() / "pocket-sd", model)
-    before = {name: training_record(name) for name in ("text", "vae", "unet")}
-    for name in "evaluation", "behaviour": (model / "training" / f"{name}.json").unlink()
-    AcceleratorState._reset_state(True)  # one process has one precision; the commands have bf16, the tests before had none
-    train_text(steps=2, batch_size=8, work=work / "text", out=model)
-    train_vae(steps=2, finish=1, batch_size=4, work=work / "vae", out=model, start=model / "vae")
-    train_unet(steps=2, settle=1, batch_size=4, n_latents=8, work=work / "unet", out=model, start=model / "unet")
-    evaluate(out=model, n=3, judge_steps=2, work=work / "judge")
-    after = {name: training_record(name, model) for name in (*before, "evaluation", "behaviour")}
-    for name in "vae", "unet":
+def test_a_settled_copy_is_to_answer_as_its_teacher_would_at_less_guidance(models):
+    text, uncond = encode_prompt(models, ["a parrot", "a castle", "an apple", "a swan"]), encode_prompt(models, "")
+    x, t = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 300, 600, 10])
+    loss = SettlingLoss(pocket_unet(), training_alphas(), models.unet, uncond, .4, wrong=.5)
+    with torch.no_grad(): a, b = (models.unet(x, t, encoder_hidden_states=e).sample for e in (text, uncond.expand_as(text)))
+    expected = b + .4 * (a - b)
+    expected[1] = b[1]  # the first half has another picture's text, and at t = 300 one can see it
+    assert torch.allclose(loss.target(None, x, t, text), expected, atol=1e-5)
+    assert len(list(loss.parameters())) == len(list(models.unet.parameters()))  # the teacher's are not among them
+    seen = []
+    loss.unet.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True)
+    with torch.no_grad(): loss(x, text, 0)
+    assert torch.equal(seen[0], text[[1, 0, 2, 3]])
+
+
+# Evaluation
+
+def test_prompts_to_test_are_of_the_kind_asked_for():
+    pictures = Pictures(splits=("train",), styles=POCKET_STYLES)
+    seen, held = combinations(pictures, 50, False), combinations(pictures, 50, True)
+    assert not {a[:3] for a in seen} & pictures.held_out and {a[:3] for a in held} <= pictures.held_out
+    assert all(s in p and st in p and b in p for s, st, b, p in seen + held)
+
+
+def test_scores_count_what_the_judge_says(monkeypatch):
+    asked = [("owl", "cartoon", "red", ""), ("owl", "cartoon", "red", ""), ("swan", "3d render", "blue", ""), ("swan", "3d render", "blue", "")]
+    said = [("owl", "cartoon", "red"), ("owl", "cartoon", "pink"), ("owl", "3d render", "blue"), ("swan", "cartoon", "blue")]
+    monkeypatch.setattr(evaluation, "judge_images", lambda *args: said)
+    assert scores(None, None, asked, [None] * 4) == dict(n=4, subject=.75, style=.75, background=.75, subject_and_style=.5, all_three=.25)
+
+
+class KnownJudge(nn.Module):
+    "Says that a picture shows the subject whose number is its red value / 10; next guess: the one after."
+    def __init__(self, subjects):
+        super().__init__()
+        self.anchor, self.n = nn.Parameter(torch.zeros(1)), subjects
+
+    def forward(self, images):
+        number = ((images[:, 0, 0, 0] + 1) * 127.5 / 10).round().long()
+        logits = torch.zeros(len(images), self.n).scatter(1, number[:, None], 2.)
+        return logits.scatter(1, ((number + 1) % self.n)[:, None], 1.), torch.zeros(len(images), 1)
+
+
+def shows(number): return Image.new("RGB", (128, 128), (10 * number, 0, 0))
+
+
+@pytest.fixture
+def world():
+    pictures = Pictures(subjects=["apple", "castle", "owl", "parrot", "swan"], styles=("3d render",))
+    return pictures, KnownJudge(len(pictures.subjects))
+
+
+def test_guesses_come_in_order(world):
+    pictures, judge = world
+    assert guesses(judge, pictures, [shows(1), shows(4)], 2) == [["castle", "owl"], ["swan", "apple"]]
+
+
+def test_mixes_and_giving_way_count_neither(world, monkeypatch):
+    pictures, judge = world
+    asked = combinations(pictures, 8, held_out=False, seed=15)
+    number = [pictures.subjects.index(a[0]) for a in asked]
+    def drawn(models, prompts, others, seed=0): return [shows(number[asked.index(next(a for a in asked if a[3] == p))]) for p in prompts]
+    monkeypatch.setattr(evaluation, "half_way", drawn)
+    assert mixes(None, judge, pictures, 4) == dict(first=1, neither=0)
+    monkeypatch.setattr(evaluation, "half_way", lambda models, prompts, others, seed=0: [shows(0)] * len(prompts))
+    both = [{a[0], b[0]} for a, b in zip(asked[:4], asked[4:])]
+    assert mixes(None, judge, pictures, 4)["neither"] == sum(not pair & {"apple", "castle"} for pair in both) / 4
+    models = type("M", (), dict(scheduler=type("S", (), dict(config=SCHEDULE))))
+    monkeypatch.setattr(evaluation, "judged_images", lambda name, models, pictures, asked: [shows(pictures.subjects.index(a[0])) for a in asked])
+    def img2img(models, prompts, images, strength, steps, scheduler): return [i if strength < .5 else shows(2) for i in images]
+    monkeypatch.setattr(evaluation, "img2img", img2img)
+    shares = giving_way(models, judge, pictures, 6, strengths=(.3, .8))
+    wants = combinations(pictures, 12, held_out=False, seed=13)
+    assert shares["0.3"][0] == 1 and all(sum(row) >= 1 - 1e-9 for row in shares.values())
+    assert shares["0.8"][1] == sum(a[0] == "owl" for a in wants[6:]) / 6
+
+
+def test_values_at_the_limit_and_distances():
+    half = Image.fromarray(np.repeat([[0, 100]], 8, 0).astype(np.uint8)).convert("RGB")
+    assert at_limit([half]) == .5 and at_limit([Image.new("RGB", (4, 4), (255, 7, 7))]) == pytest.approx(1 / 3)
+    assert distance([Image.new("L", (4, 4), v) for v in (0, 51, 102)]) == pytest.approx((51 + 102 + 51) / 3 / 255)
+
+
+@pytest.fixture
+def quick(models):
+    "Models with a small untrained UNet: what is drawn is noise, but drawn fast."
+    torch.manual_seed(0)
+    return type(models)(models.tokenizer, models.text_encoder, models.vae, pocket_unet((32, 32, 32)).eval(), models.scheduler, models.device,
+                        models.dtype)
+
+
+def test_every_figure_is_counted(quick, capsys):
+    pictures = Pictures(subjects=["parrot", "castle", "apple"], styles=("3d render",))
+    torch.manual_seed(0)
+    found = behaviour(quick, Judge(3, 1, width=8).eval(), pictures, 2, seeds=1)
+    assert set(found) == {"n", "guidance", "limits", "negative", "mixes", "img2img", "seeds", "lecture"}
+    assert set(found["img2img"]) == {"0.3", "0.5", "0.6", "0.7", "0.8"} and set(found["limits"]) == {"real", "euler", "lms"}
+    assert set(found["lecture"]["3d render"]) == {"castle", "parrot"}
+    printed = capsys.readouterr().out
+    assert [name for name in found if f"{name} " not in printed] == []
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_seeds_of_real_pictures_differ_and_half_way_depends_on_both(quick):
+    pictures = Pictures(subjects=["parrot", "castle", "apple"], styles=("3d render",))
+    found = seed_distances(quick, pictures, 1, seeds=2)
+    assert found["real"] > .01 and found["share"] == pytest.approx(found["generated"] / found["real"])
+    a, b = (half_way(quick, ["a parrot"], [other])[0] for other in ("a parrot", "a castle on a red background"))
+    assert mean_difference(a, b) > 0
+    assert 0 <= limits(quick, pictures, 1)["real"] < .1
+
+
+# The commands
+
+def a_model(folder):
+    "A copy of the shipped model with a small UNet, without evaluation."
+    shutil.copytree(data_folder() / "pocket-sd", folder)
+    torch.manual_seed(0)
+    save_fp16(pocket_unet((32, 32, 32)), folder / "unet")
+    for name in "evaluation", "behaviour": (folder / "training" / f"{name}.json").unlink()
+    return folder
+
+
+# Both stages from the shipped weights; the UNet's run goes on from its checkpoint; all in the folders model and work.
+STAGES = """
+import sys
+from deepdive import autoencoder_training
+from deepdive.autoencoder_training import train_vae
+from deepdive.evaluation import evaluate
+from deepdive.latent_diffusion import train_unet
+autoencoder_training.round_trip = lambda vae, images: .9 * images  # 128 round trips at each report take their time
+def stages(model, work):
+    train_vae(steps=2, finish=1, batch_size=4, work=work + "/vae", out=model, start=model + "/vae")
+    for steps in 2, 3: train_unet(steps=steps, settle=1, batch_size=4, n_latents=8, work=work + "/unet", out=model, start=model + "/unet")
+    evaluate(out=model, n=2, seeds=0, judge_steps=2, work=work + "/judge")
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    "(model, work) after one process ran the stages, in a process of its own."
+    folder = tmp_path_factory.mktemp("alone")
+    a_model(folder / "model")
+    done = subprocess.run([sys.executable, "-c", STAGES + "stages(*sys.argv[1:])", str(folder / "model"), str(folder / "work")],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "model", folder / "work"
+
+
+def test_every_stages_command_goes_on_from_weights_and_leaves_a_whole_model(alone):
+    model, work = alone
+    before, after = ({name: training_record(name, folder) for name in ("vae", "unet")} for folder in (None, model))
+    for name, steps in ("vae", [2, 1]), ("unet", [2, 1, 3, 1]):
         new = after[name]["runs"][len(before[name]["runs"]):]
-        assert after[name]["runs"][:-len(new)] == before[name]["runs"] and [run["steps"] for run in new] == [2, 1]
-    assert len(after["text"]["runs"]) == 1 and 0 <= after["text"]["accuracy"] <= 1
-    assert [set(run["psnr"]) for run in after["vae"]["runs"][-2:]] == [{"2"}, {"1"}]
-    assert after["evaluation"]["seen"]["real"]["n"] == 3
-    assert after["behaviour"]["n"] == 1 and after["behaviour"]["negative"] in (0, 1)
-    assert all(share in (0, 1) for shares in after["behaviour"]["img2img"].values() for share in shares)
+        assert after[name]["runs"][:-len(new)] == before[name]["runs"] and [run["steps"] for run in new] == steps
+    assert [set(run["psnr"]) == set(run["psnr_pocket"]) for run in after["vae"]["runs"][-2:]] == [True, True]
+    assert len(load_checkpoint(work / "unet" / "checkpoint.pt")["losses"]) == 3
+    assert training_record("evaluation", model)["seen"]["real"]["n"] == 2
+    found = training_record("behaviour", model)
+    assert found["n"] == 1 and found["negative"] in (0, 1)
+    assert all(share in (0, 1) for shares in found["img2img"].values() for share in shares)
     pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a parrot", num_inference_steps=1).images[0].size == (128, 128)
     assert pipe.vae.config.scaling_factor == pytest.approx(after["vae"]["scaling_factor"])
-    AcceleratorState._reset_state(True)
 
+
+def test_two_processes_leave_the_same_files(alone, tmp_path):
+    model, work = a_model(tmp_path / "model"), tmp_path / "work"
+    (tmp_path / "together.py").write_text(STAGES + "stages(*sys.argv[1:])", encoding="utf-8")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                           "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port),
+                           str(tmp_path / "together.py"), str(model), str(work)], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("step     3 of 3") == 1 and done.stdout.count("held_out generated") == 1  # the main process alone speaks
+    def files(folder): return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert (files(model), files(work)) == tuple(map(files, alone))
+    assert len(load_checkpoint(work / "unet" / "checkpoint.pt")["losses"]) == 3
+    ours, theirs = (torch.load(w / "unet" / "latents.pt", weights_only=True) for w in (work, alone[1]))
+    assert torch.equal(ours["shown"], theirs["shown"]) and ours["made_of"]["n"] == 8
+
+
+SHIPPED = data_folder() / "pocket-sd"
+
+
+@pytest.mark.parametrize("command, settings, error, message", [
+    (train_text, dict(steps=-1), ValueError, "steps must be a whole number of at least 0, not -1"),
+    (train_vae, dict(batch_size=0), ValueError, "batch_size must be a whole number of at least 1, not 0"),
+    (train_vae, dict(steps=2.5), TypeError, "steps must be a whole number"),
+    (train_vae, dict(finish=-1), ValueError, "finish must be a whole number of at least 0"),
+    (train_vae, dict(out="FILE"), NotADirectoryError, "out is to be a folder"),
+    (train_vae, dict(work="FILE/deeper"), NotADirectoryError, "work is to be a folder"),
+    (train_vae, dict(start=SHIPPED), ValueError, "holds no AutoencoderKL: give the folder of the network itself, such as data/pocket-sd/vae"),
+    (train_vae, dict(start=SHIPPED / "unet"), ValueError, "holds no AutoencoderKL"),
+    (train_vae, dict(start="nowhere"), ValueError, "holds no AutoencoderKL"),
+    (train_vae, dict(start="ALONE/vae"), FileNotFoundError, "vae.json is missing"),
+    (train_unet, dict(batch_size=0), ValueError, "batch_size must be a whole number of at least 1"),
+    (train_unet, dict(n_latents=0), ValueError, "n_latents must be a whole number of at least 1, not 0"),
+    (train_unet, dict(settle=None), TypeError, "settle must be a whole number"),
+    (train_unet, dict(out="EMPTY"), FileNotFoundError, r"tokenizer_config.json is missing in .*: text encoder and autoencoder come first"),
+    (train_unet, dict(start=SHIPPED), ValueError, "holds no UNet2DConditionModel: give .* such as data/pocket-sd/unet"),
+    (train_unet, dict(optimizer="sgd", n_latents=1, steps=1), ValueError, "optimizer must be"),
+    (evaluate, dict(n=0), ValueError, "n must be a whole number of at least 1"),
+    (evaluate, dict(seeds=-1), ValueError, "seeds must be a whole number of at least 0"),
+    (evaluate, dict(out="EMPTY"), FileNotFoundError, "."),
+])
+def test_commands_look_before_they_run(tmp_path, command, settings, error, message):
+    (tmp_path / "FILE").write_text("")
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "ALONE" / "vae").mkdir(parents=True)
+    shutil.copy(SHIPPED / "vae" / "config.json", tmp_path / "ALONE" / "vae")
+    shutil.copy(next((SHIPPED / "vae").glob("*.safetensors")), tmp_path / "ALONE" / "vae")
+    def placed(value): return tmp_path / value if str(value).startswith(("FILE", "ALONE", "EMPTY")) else value
+    settings = dict(work=tmp_path / "work") | {k: placed(v) for k, v in settings.items()}
+    with pytest.raises(error, match=message): command(**settings)
+
+
+def test_weights_that_are_missing_are_named(tmp_path):
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(SHIPPED / "vae", tmp_path / "vae")
+    file = next((tmp_path / "vae").glob("*.safetensors"))
+    save_file({k: v for k, v in load_file(file).items() if not k.startswith("decoder.conv_out")}, file)
+    with pytest.raises(ValueError, match="lacks weights of AutoencoderKL: .*decoder.conv_out"):
+        begun_from(tmp_path / "vae", "vae", type(pocket_vae()), pocket_vae)
+
+
+# The records
 
 def test_records_of_the_long_runs_are_there():
     for name, keys in dict(text=set(), vae={"psnr"}, unet={"n_latents"}).items():
@@ -217,22 +399,7 @@ def test_readme_and_cards_say_what_was_measured(models):
         shares = [rows["generated"][key] for key in ("subject", "style", "background")]
         assert re.search(".*?".join(rf"\b{100 * share:g} %" for share in shares), readme, flags=re.S)
         for row in rows.values(): assert "| 200 | " + " | ".join(f"{share:.1%}" for share in list(row.values())[1:]) in card
-    pixels, _ = Pictures().batch(64, seed=999_999)
+    pixels, _ = Pictures(anywhere=True).batch(64, seed=999_999)
     psnr = batch_psnr(pixels, round_trip(models.vae, pixels)).mean().item()
     recorded = list(training_record("vae")["runs"][-1]["psnr"].values())[-1]
-    assert abs(psnr - recorded) < .05 and f"PSNR {recorded:.2f} dB" in card
-
-
-def test_a_settled_copy_is_to_answer_as_its_teacher_would_at_less_guidance(models):
-    text, uncond = encode_prompt(models, ["a parrot", "a castle", "an apple", "a swan"]), encode_prompt(models, "")
-    x, t = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 300, 600, 10])
-    loss = SettlingLoss(pocket_unet(), training_alphas(), models.unet, uncond, .4, wrong=.5)
-    with torch.no_grad(): a, b = (models.unet(x, t, encoder_hidden_states=e).sample for e in (text, uncond.expand_as(text)))
-    expected = b + .4 * (a - b)
-    expected[1] = b[1]  # the first half has another picture's text, and at t = 300 one can see it
-    assert torch.allclose(loss.target(None, x, t, text), expected, atol=1e-5)
-    assert len(list(loss.parameters())) == len(list(models.unet.parameters()))  # the teacher's are not among them
-    seen = []
-    loss.unet.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True)
-    with torch.no_grad(): loss(x, text, 0)
-    assert torch.equal(seen[0], text[[1, 0, 2, 3]])
+    assert abs(psnr - recorded) < .3 and f"PSNR {recorded:.2f} dB" in card  # .3: recorded with the pictures' earlier places
