@@ -69,6 +69,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'deepdive.evaluation.limits': ('evaluation.html#limits', 'deepdive/evaluation.py'),
                                      'deepdive.evaluation.mixes': ('evaluation.html#mixes', 'deepdive/evaluation.py'),
                                      'deepdive.evaluation.negative_kept': ('evaluation.html#negative_kept', 'deepdive/evaluation.py'),
+                                     'deepdive.evaluation.pairs': ('evaluation.html#pairs', 'deepdive/evaluation.py'),
                                      'deepdive.evaluation.scores': ('evaluation.html#scores', 'deepdive/evaluation.py'),
                                      'deepdive.evaluation.seed_distances': ('evaluation.html#seed_distances', 'deepdive/evaluation.py'),
                                      'deepdive.evaluation.with_article': ('evaluation.html#with_article', 'deepdive/evaluation.py')},

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SHOWCASE', 'with_article', 'combinations', 'scores', 'judged_images', 'all_scores', 'lecture_named', 'guidance_sweep',
-           'at_limit', 'limits', 'negative_kept', 'guesses', 'half_way', 'mixes', 'distance', 'seed_distances',
+           'at_limit', 'limits', 'negative_kept', 'pairs', 'guesses', 'half_way', 'mixes', 'distance', 'seed_distances',
            'giving_way', 'behaviour', 'evaluate']
 
 # %% ../14_evaluation.ipynb #5815747f
@@ -130,6 +130,12 @@ def negative_kept(models, pictures, n):
     return sum(before == border_colour(after) for before, after in zip(first, again)) / n
 
 # %% ../14_evaluation.ipynb #4506012b
+def pairs(pictures, n, seed):
+    "`n` pairs of what is asked (see `combinations`), never two of one subject."
+    if len(pictures.subjects) < 2: raise ValueError("pairs need pictures of two subjects or more")
+    drawn = (combinations(pictures, 2, False, 1000 * seed + i) for i in itertools.count())
+    return list(itertools.islice(((a, b) for a, b in drawn if a[0] != b[0]), n))
+
 @torch.no_grad()
 def guesses(judge, pictures, images, k=1):
     "The judge's first `k` guesses at the subject of each PIL image, a list of lists of names."
@@ -145,9 +151,10 @@ def half_way(models, prompts, others, seed=0):
 # %% ../14_evaluation.ipynb #230397c9
 def mixes(models, judge, pictures, n):
     "Of `n` half-and-half mixes: one of both subjects is the first guess; neither is among the first two."
-    asked, others = np.split(np.array(combinations(pictures, 2 * n, held_out=False, seed=15)), 2)
-    images = [image for i in range(0, n, 20) for image in half_way(
-        models, asked[i:i + 20, 3].tolist(), others[i:i + 20, 3].tolist(), seed=i)]
+    asked, others = zip(*pairs(pictures, n, seed=15))
+    prompts = [[a[3] for a in half] for half in (asked, others)]
+    images = [image for i in range(0, n, 20)
+              for image in half_way(models, *(half[i:i + 20] for half in prompts), seed=i)]
     said = guesses(judge, pictures, images, 2)
     both = [{a[0], b[0]} for a, b in zip(asked, others)]
     return dict(first=sum(s[0] in names for s, names in zip(said, both)) / n,
@@ -176,16 +183,15 @@ def giving_way(models, judge, pictures, n, strengths=(.3, .5, .6, .7, .8)):
     """Image to image from `n` real composites to prompts that name something else, at each strength.
 
     Returns {strength: the shares judged to show the composite's subject, the prompt's, neither}."""
-    asked = combinations(pictures, 2 * n, held_out=False, seed=13)
-    images, shares = judged_images("real", models, pictures, asked[:n]), {}
-    prompts = [a[3] for a in asked[n:]]
+    shown, asked = zip(*pairs(pictures, n, seed=13))
+    images, prompts, shares = judged_images("real", models, pictures, shown), [a[3] for a in asked], {}
     scheduler = EulerDiscreteScheduler.from_config(models.scheduler.config)
     for strength in strengths:
         made = [img2img(models, prompts[i:i + 20], images[i:i + 20], strength, 30, scheduler=scheduler)
                 for i in range(0, n, 20)]
         said = [subject for subject, *_ in judge_images(judge, pictures, sum(made, []))]
-        named = [sum(s == a[0] for s, a in zip(said, half)) / n for half in (asked[:n], asked[n:])]
-        shares[f"{strength:g}"] = [*named, 1 - sum(named)]
+        named = [sum(s == a[0] for s, a in zip(said, half)) for half in (shown, asked)]
+        shares[f"{strength:g}"] = [k / n for k in (*named, n - sum(named))]
     return shares
 
 # %% ../14_evaluation.ipynb #ed862f78

@@ -27,7 +27,7 @@ BACKGROUNDS = dict(white=(245, 245, 245), black=(24, 24, 28), grey=(140, 140, 14
                    orange=(243, 140, 40), yellow=(250, 214, 70), green=(80, 175, 84), blue=(56, 122, 222),
                    purple=(138, 74, 190), pink=(246, 152, 192))
 
-# %% ../10_pictures.ipynb #6b456f91
+# %% ../10_pictures.ipynb #87308ae7
 STYLES = {
     "3d render": ["a 3d render of {}", "a 3d picture of {}", "{}, 3d render", "a photo of {}"],
     "flat illustration": ["a flat illustration of {}", "a flat picture of {}", "{}, flat illustration"],
@@ -39,7 +39,9 @@ STYLES = {
     "pixel art": ["pixel art of {}", "a pixel art picture of {}", "{}, pixel art"],
     "high contrast icon": ["a high contrast icon of {}"],
 }
-TRAINED_STYLES, POCKET_STYLES, DRAWN = tuple(STYLES)[:7], tuple(STYLES)[:5], tuple(STYLES)[:3]
+TRAINED_STYLES = tuple(STYLES)[:7]
+POCKET_STYLES = tuple(STYLES)[:5]
+DRAWN = tuple(STYLES)[:3]
 
 # %% ../10_pictures.ipynb #738f33f9
 NO_STYLE = ["a picture of {}", "an image of {}", "{}"]

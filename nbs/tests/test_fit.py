@@ -259,7 +259,8 @@ def test_records_are_kept_and_thinned(tmp_path):
     assert training_record("vae", tmp_path / "model")["runs"] == earlier_runs("vae", tmp_path / "model" / "vae") == [dict(steps=3)]
     assert earlier_runs("vae") == [] and thinned([]) == [] and thinned([1, 2, 3]) == [1, 2, 3]
     assert thinned(range(1000), 4) == [124.5, 374.5, 624.5, 874.5]
-    with pytest.raises(FileNotFoundError, match="no record of the training: .*unet.json is missing"): earlier_runs("unet", tmp_path / "model" / "unet")
+    with pytest.raises(FileNotFoundError, match="no record of the training: .*unet.json is missing"):
+        earlier_runs("unet", tmp_path / "model" / "unet")
 
 
 def test_fp16_on_disk_float32_when_loaded(tmp_path, models):

@@ -81,12 +81,12 @@ def test_a_decoder_that_multiplies_does_not_overflow():
 
 
 def test_the_decoder_of_sd_1(models):
-    "Random weights in the shapes of SD 1.x's decoder (49 M parameters), 96 x 96 pixels."
+    "Random weights in the shapes of SD 1.x's decoder (49 M parameters), 128 x 128 pixels."
     torch.manual_seed(0)
     vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
                         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4).eval().requires_grad_(False)
     del vae.encoder
-    x = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     found = []
     for dtype in torch.float32, torch.float16:
         with Rounded():

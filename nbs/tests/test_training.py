@@ -18,7 +18,8 @@ from deepdive.autoencoder_training import FinishingLoss, batch_psnr, begun_from,
 from deepdive.contrastive import train_text
 from deepdive.denoising import load_checkpoint, save_fp16, training_record
 from deepdive.evaluation import (
-    at_limit, behaviour, combinations, distance, evaluate, giving_way, guesses, half_way, limits, mixes, scores, seed_distances)
+    at_limit, behaviour, combinations, distance, evaluate, giving_way, guesses, half_way, limits, mixes, pairs, scores,
+    seed_distances)
 from deepdive.latent_diffusion import (
     SCHEDULE, DiffusionLoss, SettlingLoss, cache_latents, draw_weights, generate, loss_by_timestep, mixed, pocket_unet, train_unet,
     training_alphas, training_models, unet_data, unet_training, write_scheduler)
@@ -201,22 +202,21 @@ def test_guesses_come_in_order(world):
 
 def test_mixes_and_giving_way_count_neither(world, monkeypatch):
     pictures, judge = world
-    asked = combinations(pictures, 8, held_out=False, seed=15)
-    number = [pictures.subjects.index(a[0]) for a in asked]
-    def drawn(models, prompts, others, seed=0): return [shows(number[asked.index(next(a for a in asked if a[3] == p))]) for p in prompts]
-    monkeypatch.setattr(evaluation, "half_way", drawn)
+    number = {a[3]: pictures.subjects.index(a[0]) for pair in pairs(pictures, 4, seed=15) for a in pair}
+    monkeypatch.setattr(evaluation, "half_way", lambda models, prompts, others, seed=0: [shows(number[p]) for p in prompts])
     assert mixes(None, judge, pictures, 4) == dict(first=1, neither=0)
     monkeypatch.setattr(evaluation, "half_way", lambda models, prompts, others, seed=0: [shows(0)] * len(prompts))
-    both = [{a[0], b[0]} for a, b in zip(asked[:4], asked[4:])]
+    both = [{a[0], b[0]} for a, b in pairs(pictures, 4, seed=15)]
+    assert all(len(pair) == 2 for pair in both)
     assert mixes(None, judge, pictures, 4)["neither"] == sum(not pair & {"apple", "castle"} for pair in both) / 4
     models = type("M", (), dict(scheduler=type("S", (), dict(config=SCHEDULE))))
     monkeypatch.setattr(evaluation, "judged_images", lambda name, models, pictures, asked: [shows(pictures.subjects.index(a[0])) for a in asked])
     def img2img(models, prompts, images, strength, steps, scheduler): return [i if strength < .5 else shows(2) for i in images]
     monkeypatch.setattr(evaluation, "img2img", img2img)
     shares = giving_way(models, judge, pictures, 6, strengths=(.3, .8))
-    wants = combinations(pictures, 12, held_out=False, seed=13)
-    assert shares["0.3"][0] == 1 and all(sum(row) >= 1 - 1e-9 for row in shares.values())
-    assert shares["0.8"][1] == sum(a[0] == "owl" for a in wants[6:]) / 6
+    two = pairs(pictures, 6, seed=13)
+    owls = [sum(pair[half][0] == "owl" for pair in two) / 6 for half in (0, 1)]
+    assert shares["0.3"] == [1, 0, 0] and shares["0.8"] == pytest.approx([*owls, 1 - sum(owls)])
 
 
 def test_values_at_the_limit_and_distances():
