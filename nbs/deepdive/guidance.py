@@ -65,11 +65,10 @@ def guided_txt2img(models, prompt, loss_fn, loss_scale=40., every=5, start=0., t
 
     That step is x <- x - loss_scale * sigma² * gradient. `loss_fn` takes the decoded expected end,
     (B, 3, H, W) in about [0, 1], and returns a scalar. The first steps, a share `start` in [0, 1], go
-    without. With `through_unet` the gradient also flows through the noise prediction; without, the noise
-    counts as a constant. `report(i, loss)` is called at each push. TypeError or ValueError say what does
-    not fit, and where numbers overflow. Lecture 9A, 36:30."""
-    prompts, every = check_prompts(prompt), check_number("every", every, 1, whole=True)
-    start, loss_scale = check_number("start", start, 0, 1), check_number("loss_scale", loss_scale)
+    without. With `through_unet` the gradient also flows through the noise prediction. `report(i, loss)` is
+    called at each push. Raises ValueError also where numbers overflow. Lecture 9A, 36:30."""
+    every, start = check_number("every", every, 1, whole=True), check_number("start", start, 0, 1)
+    prompts, loss_scale = check_prompts(prompt), check_number("loss_scale", loss_scale)
     if not callable(loss_fn): raise TypeError(f"loss_fn must be a function, not {loss_fn!r:.60}")
     negative = encode_prompt(models, check_prompts(negative_prompt, "negative_prompt"))
     embeddings, noise = encode_prompt(models, prompts), initial_latents(models, len(prompts), seed)

@@ -253,13 +253,6 @@ def settling(models, cache, pictures, steps, share, wrong=.35, lr=2.5e-4, **sett
     loss = SettlingLoss(models.unet, training_alphas(), teacher, encode_prompt(models, ""), share, wrong)
     return unet_training(models, cache, pictures, steps, loss=loss, lr=lr, mix=0, **settings)
 
-# %% ../13_latent_diffusion.ipynb #def5c834
-def publish_unet(unet, out, subjects, runs):
-    "Save `unet` in the model folder `out`, with the scheduler, what it draws, and how it was trained."
-    save_fp16(unet, out / "unet"), write_scheduler(out)
-    (out / "subjects.txt").write_text("\n".join(subjects) + "\n", encoding="utf-8")
-    record("unet", out, runs=runs)
-
 # %% ../13_latent_diffusion.ipynb #c01e8490
 @call_parse
 def train_unet(
