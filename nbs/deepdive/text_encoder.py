@@ -7,7 +7,7 @@ __all__ = ['check_embeddings', 'text_embeddings_from', 'token_embeddings_of', 'p
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
 from .image_to_image import img2img
