@@ -6,6 +6,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from deepdive.autoencoder import pil_to_latents
+from deepdive.denoising import choose_precision
 from deepdive.guidance import guided_txt2img
 from deepdive.image_to_image import img2img
 from deepdive.sampling_loop import Models, denoise, encode_prompt, initial_latents, latents_to_pil
@@ -23,16 +24,17 @@ def sd15(models):
                             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
         text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
                                             projection_dim=768))
+    dtype = torch.bfloat16 if choose_precision("cpu") == "bf16" else torch.float32  # emulated bfloat16 is many times slower
     torch.manual_seed(0)
     for part in unet, vae, text:
-        part.to_empty(device="cpu").to(torch.bfloat16).eval().requires_grad_(False)
+        part.to_empty(device="cpu").to(dtype).eval().requires_grad_(False)
         for name, p in part.named_parameters():
             if p.ndim > 1: p.normal_(std=.02)
             else: p.fill_(float("norm" in name and "weight" in name))
         for name, b in part.named_buffers():
             if name.endswith("position_ids"): b.copy_(torch.arange(77))
     tokenizer = type(models.tokenizer).from_pretrained(models.source / "tokenizer")  # its own: a test adds to it
-    return Models(tokenizer, text, vae, unet, models.scheduler, torch.device("cpu"), torch.bfloat16)
+    return Models(tokenizer, text, vae, unet, models.scheduler, torch.device("cpu"), dtype)
 
 
 def test_sizes_are_sd15s_own(sd15):
