@@ -28,7 +28,8 @@ def execute(file, env=None):
     "The executed notebook of `file` (nothing is written). Its kernel works in nbs/, as JupyterLab's does; `env` adds to its environment."
     nb = nbformat.read(file, as_version=4)
     kernel_env = {**os.environ, "PYTHONHASHSEED": "0", **(env or {})}
-    client = NotebookClient(nb, timeout=900, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(NBS)}})
+    client = NotebookClient(nb, timeout=900, kernel_name="python3", record_timing=False, coalesce_streams=True,  # else chance cuts prints
+                            resources={"metadata": {"path": str(NBS)}})
     client.create_kernel_manager()
     with tempfile.TemporaryDirectory() as folder:
         if os.name == "posix":  # sockets in files: runs side by side cannot take each other's ports

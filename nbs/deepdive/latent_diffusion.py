@@ -31,6 +31,7 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from fastcore.script import call_parse
+from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel
 
