@@ -10,8 +10,8 @@ from .autoencoder import pil_to_latents
 from .autoencoder_training import begun_from
 from .contrastive import pocket_tokenizer, run_folders
 from .denoising import (
-    earlier_runs, fit, load_checkpoint, main_process, plot_losses, plot_runs, record, save_checkpoint,
-    save_fp16, thinned, training_record)
+    choose_precision, earlier_runs, fit, load_checkpoint, main_process, plot_losses, plot_runs, record,
+    save_checkpoint, save_fp16, thinned, training_record)
 from .pictures import BACKGROUNDS, LECTURE, POCKET_STYLES, Pictures
 from .sampling_loop import (
     Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents,
@@ -164,7 +164,7 @@ def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, mix=.1
         captions = ["" if rng.random() < drop else caption for caption in captions]
         states = mixed(encode_prompt(models, captions), mix, torch.Generator().manual_seed(seed))
         return cache["latents"][rows].float(), states, seed
-    if models.device.type == "cpu":  # a third faster there, thanks to its backward pass
+    if models.device.type == "cpu" and choose_precision() == "bf16":  # there a third faster, else slower
         models.unet.set_attn_processor(AttnProcessor())
     return fit(loss or DiffusionLoss(models.unet, training_alphas()), make_batch, steps, **settings)
 

@@ -1,5 +1,5 @@
 """Every notebook runs top to bottom in a kernel of its own; its exercises say `not yet` to the stub and `right` to the folded answer,
-which can be run twice."""
+which can be run twice, and answer typical mistakes with what is wrong."""
 import re
 
 import nbformat
@@ -8,26 +8,42 @@ import pytest
 from execute import execute, notebooks
 
 
+MISTAKES = {  # notebook: [(a wrong solution, a part of the reply)]
+    "09_denoising": [
+        ("def slope(x, y, lr=.5): return (2 * x * y).mean().item() * lr\n", "one step only"),
+        ("def flow_velocity(x, noise, t): return noise - x\n", "still has noise in it"),
+        ("def flow_velocity(x, noise, t): return images[:5] - noise\n", "leads *to* noise"),
+        ("def flow_velocity(x, noise, t): return mix(noise, -images[:5], t)\n", "the other velocity")],
+}
+
+
 def with_answers(file, folder):
-    "Write the notebook with each folded answer run and checked, twice, right after its stub; returns the new file and how many there were."
+    """Write the notebook with each folded answer run and checked, twice, right after its stub, and then what is known to go wrong.
+
+    Returns the new file, how many answers there were, and the replies that the mistakes should get."""
     nb = nbformat.read(file, as_version=4)
+    replies = []
     answers = [a for c in nb.cells if c.cell_type == "markdown" for a in re.findall(r"<details>.*?```python\n(.*?)```", c.source, flags=re.S)]
     for answer in answers:
         name = re.match(r"def (\w+)\(", answer)[1]
         at = next(i for i, c in enumerate(nb.cells) if c.cell_type == "code" and "Your lines here" in c.source and f"def {name}(" in c.source)
         check = re.search(r"^check_answer\(.*", nb.cells[at].source, flags=re.M | re.S)[0]
-        nb.cells[at + 1:at + 1] = [nbformat.v4.new_code_cell(answer + check) for _ in range(2)]
+        wrong = [(code, reply) for code, reply in MISTAKES.get(file.stem, []) if code.startswith(f"def {name}(")]
+        replies += [reply for _, reply in wrong]
+        nb.cells[at + 1:at + 1] = [nbformat.v4.new_code_cell(code + check) for code in (answer, answer, *(code for code, _ in wrong))]
     out = folder / file.name
     nbformat.write(nb, out)
-    return out, len(answers)
+    return out, len(answers), replies
 
 
 @pytest.mark.parametrize("file", notebooks(), ids=lambda f: f.stem)
 def test_notebook(file, tmp_path):
-    copy, exercises = with_answers(file, tmp_path)
+    copy, exercises, replies = with_answers(file, tmp_path)
     nb = execute(copy)
     outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
     assert not [o for o in outputs if o.get("name") == "stderr"]
-    said = [o.text[:5] for c in nb.cells if c.cell_type == "code" and re.search(r"^check_answer\(", c.source, flags=re.M)
+    said = [o.text for c in nb.cells if c.cell_type == "code" and re.search(r"^check_answer\(", c.source, flags=re.M)
             for o in c.outputs if o.output_type == "stream"]
-    assert exercises and said == ["not y", "right", "right"] * exercises
+    assert exercises and [s[:5] for s in said].count("right") == 2 * exercises
+    assert [s[:7] for s in said if s[:5] != "right"] == ["not yet"] * (exercises + len(replies))
+    assert [reply for reply in replies if not any(reply in s for s in said)] == [] and len(replies) == len(MISTAKES.get(file.stem, []))
