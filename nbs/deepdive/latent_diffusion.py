@@ -280,13 +280,15 @@ def train_unet(
 
 # %% ../13_latent_diffusion.ipynb #d8ebfc71
 @torch.no_grad()
-def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5):
-    "Mean squared error of the predicted noise in `bins` equal stretches of the schedule, (bins,)."
+def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5, told=True):
+    """Mean squared error of the predicted noise in `bins` equal stretches of the schedule, (bins,).
+
+    Unless `told`, the prompt is empty."""
     loss, rng = DiffusionLoss(models.unet, training_alphas()).to(models.device), random.Random(seed)
     total, count = torch.zeros(bins), torch.zeros(bins)
     for start in range(0, n, 64):
         rows = [rng.randrange(len(cache["latents"])) for _ in range(64)]
-        captions = captions_of(pictures, cache["shown"][rows], rng)
+        captions = captions_of(pictures, cache["shown"][rows], rng) if told else [""] * 64
         latents = cache["latents"][rows].to(models.device, models.dtype)
         error, t = loss(latents, encode_prompt(models, captions), seed + start, per_sample=True)
         bin_of = t.cpu() * bins // 1000

@@ -4,10 +4,11 @@
 __all__ = ['BACKGROUNDS', 'STYLES', 'TRAINED_STYLES', 'POCKET_STYLES', 'DRAWN', 'NO_STYLE', 'ON_BACKGROUND', 'IDLE_WORDS',
            'LECTURE', 'WIDTHS', 'Composite', 'Pictures', 'rows', 'check_there', 'cutout', 'drawings', 'placing',
            'compose', 'caption', 'draw', 'batch', 'sheet', 'save_sheet', 'Judge', 'JudgeLoss', 'train_judge',
-           'border_colour', 'judge_images']
+           'border_colour', 'judge_images', 'save_judge', 'load_judge', 'judged_pictures', 'make_judge']
 
 # %% ../10_pictures.ipynb #b9ed5d01
 import csv
+import json
 import random
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.script import call_parse
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .sampling_loop import check_number, data_folder
@@ -112,7 +115,6 @@ def cutout(self, file):
     if file not in self._cache: self._cache[file] = Image.open(self.folder / file).convert("RGBa")
     return self._cache[file]
 
-# %% ../10_pictures.ipynb #f507ae09
 def drawings(self, subject, style):
     "The files that show `subject` in `style`. Raises KeyError where there is none."
     if (subject, style) not in self.files:
@@ -157,7 +159,6 @@ def caption(self, rng, subject, style, background):
     wording = rng.choice(STYLES[style] + NO_STYLE * (style == "3d render")).format(name)
     return wording + (rng.choice(ON_BACKGROUND).format(background) if rng.random() < .65 else "")
 
-# %% ../10_pictures.ipynb #9fca6a7f
 def draw(self, rng, subject=None, style=None, background=None, size=128):
     """One Composite; what is left open is taken from `rng` (a random.Random).
 
@@ -166,7 +167,7 @@ def draw(self, rng, subject=None, style=None, background=None, size=128):
         s = subject or rng.choices(self.subjects, self.weights)[0]
         b = background or rng.choice(list(BACKGROUNDS))
         st = style or rng.choices(self.styles, [2 if x in DRAWN else 1 for x in self.styles])[0]
-        if subject and style or (s, st, b) not in self.held_out: break
+        if subject and style or (s, st) in self.files and (s, st, b) not in self.held_out: break
     return Composite(self.compose(rng, s, st, b, size), self.caption(rng, s, st, b), s, st, b)
 
 # %% ../10_pictures.ipynb #2d3c1f13
@@ -188,7 +189,6 @@ def sheet(images, cols):
     for i, image in enumerate(images): out.paste(image, (i % cols * w, i // cols * h))
     return out
 
-# %% ../10_pictures.ipynb #c942598e
 def save_sheet(images, cols, name, out):
     "Save a sheet as training/`name`.webp below the model's folder `out`."
     if not main_process(): return
@@ -198,14 +198,16 @@ def save_sheet(images, cols, name, out):
 
 # %% ../10_pictures.ipynb #21e7b0f4
 class Judge(nn.Module):
-    "pictures (B, 3, 128, 128) in [-1, 1] -> logits of subjects (B, S) and of styles (B, T)."
-    def __init__(self, subjects, styles, width=48):
+    "pictures (B, 3, 128, 128) in [-1, 1] -> logits of the named `subjects` (B, S) and `styles` (B, T)."
+    def __init__(self, subjects, styles, width=40):
         super().__init__()
+        self.subjects, self.styles, self.width = list(subjects), list(styles), width
         def layer(i, o, stride): return nn.Conv2d(i, o, 3, stride, 1), nn.BatchNorm2d(o), nn.ReLU()
         def block(i, o): return nn.Sequential(*layer(i, o, 2), *layer(o, o, 1))
         self.body = nn.Sequential(nn.AvgPool2d(2), block(3, width), block(width, 2 * width),
                                   block(2 * width, 4 * width), block(4 * width, 4 * width))
-        self.subject, self.style = nn.Linear(4 * width, subjects), nn.Linear(4 * width, styles)
+        self.subject = nn.Linear(4 * width, len(self.subjects))
+        self.style = nn.Linear(4 * width, len(self.styles))
 
     def forward(self, images):
         features = self.body(images).amax((2, 3))
@@ -233,7 +235,7 @@ def train_judge(pictures, steps, batch_size=64, **settings):
 
     It should know what it is to judge: give it `pictures` of which nothing is held out."""
     torch.manual_seed(0)
-    judge = Judge(len(pictures.subjects), len(pictures.styles))
+    judge = Judge(pictures.subjects, pictures.styles)
     def make_batch(seed):
         pixels, drawn = pictures.batch(batch_size, seed)
         answers = [(pictures.subjects.index(d.subject), pictures.styles.index(d.style)) for d in drawn]
@@ -249,11 +251,50 @@ def border_colour(image, width=3):
     median = np.median(pixels[frame], 0)
     return min(BACKGROUNDS, key=lambda name: np.square(median - BACKGROUNDS[name]).sum())
 
-# %% ../10_pictures.ipynb #37316d6f
 @torch.no_grad()
-def judge_images(judge, pictures, images):
+def judge_images(judge, images):
     "PIL images of 128 x 128 -> for each (subject, style, background) as the judge and the border say."
     device = next(judge.parameters()).device
     subject, style = judge(image_tensor(images).to(device))
     positions = zip(subject.argmax(1), style.argmax(1), images)
-    return [(pictures.subjects[s], pictures.styles[st], border_colour(i)) for s, st, i in positions]
+    return [(judge.subjects[s], judge.styles[st], border_colour(i)) for s, st, i in positions]
+
+# %% ../10_pictures.ipynb #0f4447f4
+def save_judge(judge, folder):
+    "Write the weights of `judge` (matrices in float16) and the names that it knows to `folder`."
+    if not main_process(): return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    weights = {k: (v.half() if v.ndim > 1 else v).cpu() for k, v in judge.state_dict().items()}
+    save_file(weights, Path(folder) / "judge.safetensors")
+    names = dict(width=judge.width, styles=judge.styles, subjects=judge.subjects)
+    (Path(folder) / "judge.json").write_text(json.dumps(names, indent=0) + "\n", encoding="utf-8")
+
+def load_judge(folder=None):
+    "The Judge in `folder` (default: data/judge). Raises FileNotFoundError where there is none."
+    folder = Path(folder or data_folder() / "judge")
+    if missing := [f for f in ("judge.json", "judge.safetensors") if not (folder / f).is_file()]:
+        raise FileNotFoundError(f"no judge: {folder / missing[0]} is missing (deepdive-train-judge)")
+    judge = Judge(**json.loads((folder / "judge.json").read_text(encoding="utf-8")))
+    judge.load_state_dict(load_file(folder / "judge.safetensors"))
+    return judge.eval()
+
+# %% ../10_pictures.ipynb #96fd436a
+def judged_pictures():
+    "The Pictures that the judge of data/judge learns from; nothing is held out."
+    drawn = Pictures(splits=("train", "never"), styles=("3d render",)).files
+    known = set(Pictures().subjects) - set(Pictures(splits=("train",)).subjects)
+    return Pictures(subjects=[s for s, _ in drawn if s not in known], styles=list(STYLES), hold_out=False)
+
+@call_parse
+def make_judge(
+    steps: int = 1000,  # training steps
+    batch_size: int = 64,  # composites a batch
+    work: str = ".train/judge",  # folder for the checkpoint
+    out: str = None,  # folder to write (default: data/judge)
+    mixed_precision: str = None,  # no, bf16 or fp16 (default: what this machine is fast in)
+):
+    "Train the judge on real composites; goes on from its checkpoint."
+    keep = dict(checkpoint=Path(work) / "checkpoint.pt", mixed_precision=mixed_precision, show_speed=True)
+    check_number("steps", steps, 1, whole=True)
+    judge, _ = train_judge(judged_pictures(), steps, batch_size, lr=2e-3, seed=2, report_every=100, **keep)
+    save_judge(judge, out or data_folder() / "judge")

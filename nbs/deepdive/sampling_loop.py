@@ -284,7 +284,7 @@ def latents_to_pil(vae, latents):
 
 # %% ../00_sampling_loop.ipynb #5e1f4c89
 def check_answer(got, expected, tolerance=1., wrong=None):
-    """Say whether `got` is right: numbers and tensors by the largest difference, PIL images by the mean one.
+    """Say whether `got` is right: numbers by the largest difference, PIL images by the mean one.
     `wrong` is {what to reply: what a typical mistake gives}."""
     def numbers(x): return np.asarray(x.detach().cpu().float() if torch.is_tensor(x) else x, dtype=float)
     def apart(other):

@@ -30,7 +30,7 @@ def test_09_10_judge(pictures):
     judge, losses = train_judge(pictures, 2, batch_size=4, **SHORT)
     asked = combinations(pictures, 4, held_out=False)
     images = [pictures.draw(random.Random(i), *a[:3]).image for i, a in enumerate(asked)]
-    assert finite(losses) and scores(judge, pictures, asked, images)["background"] == 1
+    assert finite(losses) and scores(judge, asked, images)["background"] == 1
 
 
 def test_11_contrast(pictures):

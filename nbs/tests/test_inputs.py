@@ -165,8 +165,9 @@ def test_check_answer(capsys, got, expected, right, said):
     assert check_answer(got, expected) is right and said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("got, said", [(-3, "the sign"), (torch.tensor(9.), "squared"), (3, "right"), (4, "got 4, 1 from"), (None, "nothing was returned"),
-                                       ([1, 2], "shape (2,), expected ()")])
+@pytest.mark.parametrize("got, said", [
+    (-3, "the sign"), (torch.tensor(9.), "squared"), (3, "right"), (4, "got 4, 1 from"), (None, "nothing was returned"),
+    ([1, 2], "shape (2,), expected ()")])
 def test_check_answer_knows_typical_mistakes(capsys, got, said):
     check_answer(got, 3, .1, {"mind the sign": -3, "it is not squared": 9, "one of each": torch.ones(5)})
     assert said in capsys.readouterr().out

@@ -14,6 +14,38 @@ MISTAKES = {  # notebook: [(a wrong solution, a part of the reply)]
         ("def flow_velocity(x, noise, t): return noise - x\n", "still has noise in it"),
         ("def flow_velocity(x, noise, t): return images[:5] - noise\n", "leads *to* noise"),
         ("def flow_velocity(x, noise, t): return mix(noise, -images[:5], t)\n", "the other velocity")],
+    "10_pictures": [
+        ("def steady(judge, pictures, subject, style): return expected - 1\n", "white itself"),
+        ("def surprise(logits, answers): return -sum(l.log_softmax(0)[a] for l, a in zip(logits, answers))\n", "the sum over the pictures"),
+        ("def surprise(logits, answers): return -logits[range(len(logits)), answers].mean()\n", "minus the logit"),
+        ("def surprise(logits, answers): return -logits.log_softmax(0)[range(len(logits)), answers].mean()\n", "over the pictures, not"),
+        ("def surprise(logits, answers): return -logits.softmax(1)[range(len(logits)), answers].mean()\n", "without its logarithm")],
+    "12_autoencoder_training": [
+        ("def colour_distance(): return far / shipped.config.scaling_factor\n", "the loop sees latents times"),
+        ("def divergence(mean, logvar): return (mean**2 + logvar.exp() - 1 - logvar).mean()\n", "without the half"),
+        ("def divergence(mean, logvar): return .5 * (mean**2 + logvar.exp() - 1 - logvar).sum()\n", "a sum, not a mean"),
+        ("def divergence(mean, logvar): return .5 * (mean**2 + logvar.exp()**2 - 1 - logvar).mean()\n", "not its square")],
+    "11_contrastive": [
+        ("def which(image, subjects): return int(similarity_table(text_encoder, image_encoder, tokenizer, subjects, [image])[:, 0].argmin())\n",
+         "the worst of the captions"),
+        ("def contrast(table, scale): return F.cross_entropy(scale * table, torch.arange(8))\n", "belongs to the caption"),
+        ("def contrast(table, scale): return F.cross_entropy(scale * table.T, torch.arange(8))\n", "belongs to the picture"),
+        ("def contrast(table, scale): return -sum((scale * table).log_softmax(d).diag().mean() for d in (0, 1))\n", "both directions added"),
+        ("def contrast(table, scale): return -sum(table.log_softmax(d).diag().mean() for d in (0, 1)) / 2\n", "without the scale")],
+    "13_latent_diffusion": [
+        ("def balance(): return int((alphas_cumprod.sqrt() < .5).nonzero()[0])\n", "no root"),
+        ("def balance(): return int((alphas_cumprod > .5).nonzero()[-1])\n", "the last t above"),
+        ("def loss_weights(a, floor=.05, cap=5.): return (a / (1 - a)).clamp(floor, cap)\n", "divided by the SNR"),
+        ("def loss_weights(a, floor=.05, cap=5.): return (a / (1 - a)).clamp(max=cap) / (a / (1 - a))\n", "without the floor"),
+        ("def loss_weights(a, floor=.05, cap=5.): return a.clamp(floor, cap) / a\n", "is not the SNR")],
+    "14_evaluation": [
+        ("def doubt(share, n): return share * (1 - share) / n\n", "take its root"),
+        ("def doubt(share, n): return (share * (1 - share)) ** .5\n", "for one picture"),
+        ("def doubt(share, n): return (share * (1 - share)) ** .5 / n\n", "divide the variance"),
+        ("def luck(a, b, n=200): return float((np.subtract(*np.random.default_rng(2).binomial(n, .845, (2, 100_000))) >= 6).mean())\n",
+         "either direction"),
+        ("def luck(a, b, n=200): return float((abs(np.subtract(*np.random.default_rng(2).binomial(n, .845, (2, 100_000)))) > 6).mean())\n",
+         "or more")],
 }
 
 

@@ -3,11 +3,14 @@ import random
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from deepdive import pictures as module
-from deepdive.pictures import BACKGROUNDS, LECTURE, WIDTHS, Pictures, border_colour, judge_images, save_sheet, sheet, train_judge
+from deepdive.pictures import (
+    BACKGROUNDS, LECTURE, WIDTHS, Pictures, border_colour, judge_images, judged_pictures, load_judge, save_sheet, sheet, train_judge)
+from deepdive.sampling_loop import data_folder
 
 
 def test_composites_lie_on_the_grid_in_two_widths():
@@ -64,15 +67,39 @@ def test_judge_learns_from_real_pictures():
     pictures = Pictures(subjects=["parrot", "castle", "apple"], styles=("flat illustration", "pencil sketch"), hold_out=False)
     judge, losses = train_judge(pictures, 40, batch_size=24, lr=3e-3, warmup=5, report_every=None)
     _, drawn = pictures.batch(40, seed=123_456)
-    said = judge_images(judge, pictures, [d.image for d in drawn])
+    said = judge_images(judge, [d.image for d in drawn])
     right = np.mean([[a == b for a, b in zip(s, (d.subject, d.style, d.background))] for s, d in zip(said, drawn)], 0)
     assert len(losses) == 40 and right[2] == 1 and right[1] > .9 and right[0] > .6
     assert not judge.training
 
 
+def test_judge_is_saved_with_its_names(tmp_path):
+    torch.manual_seed(0)
+    judge = module.Judge(["parrot", "castle"], ["cartoon"], width=8).eval()
+    module.save_judge(judge, tmp_path / "judge")
+    again = load_judge(tmp_path / "judge")
+    pixels, _ = Pictures(subjects=["parrot", "castle"], styles=("cartoon",)).batch(4, 1)
+    assert (again.subjects, again.styles, again.training) == (["parrot", "castle"], ["cartoon"], False)
+    with torch.no_grad(): assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(judge(pixels), again(pixels)))
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    (tmp_path / "judge" / "judge.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="judge.safetensors is missing .deepdive-train-judge"): load_judge(tmp_path / "judge")
+
+
+def test_shipped_judge_knows_what_it_judges():
+    judge, pictures = load_judge(), judged_pictures()
+    assert (judge.subjects, judge.styles) == (pictures.subjects, pictures.styles) and len(judge.subjects) == 162
+    assert set(Pictures(splits=("train",)).subjects) < set(judge.subjects)
+    _, drawn = pictures.batch(200, seed=777_777)
+    said = judge_images(judge, [d.image for d in drawn])
+    right = np.mean([[a == b for a, b in zip(s, d[2:])] for s, d in zip(said, drawn)], 0)
+    assert (right >= (.95, .9, 1)).all(), right
+    assert (data_folder() / "judge" / "judge.safetensors").stat().st_size < 2 * 2**20
+
+
 def test_judge_says_the_same_of_a_picture_alone_and_in_company():
     pictures = Pictures(subjects=["parrot", "castle"], styles=("cartoon",))
-    judge = module.Judge(2, 1).eval()
+    judge = module.Judge(["parrot", "castle"], ["cartoon"]).eval()
     pixels, _ = pictures.batch(4, 1)
     with torch.no_grad(): assert torch.allclose(judge(pixels)[0][:1], judge(pixels[:1])[0], atol=1e-5)
 

@@ -171,14 +171,15 @@ def test_scores_count_what_the_judge_says(monkeypatch):
     asked = [("owl", "cartoon", "red", ""), ("owl", "cartoon", "red", ""), ("swan", "3d render", "blue", ""), ("swan", "3d render", "blue", "")]
     said = [("owl", "cartoon", "red"), ("owl", "cartoon", "pink"), ("owl", "3d render", "blue"), ("swan", "cartoon", "blue")]
     monkeypatch.setattr(evaluation, "judge_images", lambda *args: said)
-    assert scores(None, None, asked, [None] * 4) == dict(n=4, subject=.75, style=.75, background=.75, subject_and_style=.5, all_three=.25)
+    assert scores(None, asked, [None] * 4) == dict(n=4, subject=.75, style=.75, background=.75, subject_and_style=.5, all_three=.25)
 
 
 class KnownJudge(nn.Module):
     "Says that a picture shows the subject whose number is its red value / 10; next guess: the one after."
-    def __init__(self, subjects):
+    def __init__(self, pictures):
         super().__init__()
-        self.anchor, self.n = nn.Parameter(torch.zeros(1)), subjects
+        self.anchor, self.n = nn.Parameter(torch.zeros(1)), len(pictures.subjects)
+        self.subjects, self.styles = pictures.subjects, pictures.styles
 
     def forward(self, images):
         number = ((images[:, 0, 0, 0] + 1) * 127.5 / 10).round().long()
@@ -192,12 +193,12 @@ def shows(number): return Image.new("RGB", (128, 128), (10 * number, 0, 0))
 @pytest.fixture
 def world():
     pictures = Pictures(subjects=["apple", "castle", "owl", "parrot", "swan"], styles=("3d render",))
-    return pictures, KnownJudge(len(pictures.subjects))
+    return pictures, KnownJudge(pictures)
 
 
 def test_guesses_come_in_order(world):
     pictures, judge = world
-    assert guesses(judge, pictures, [shows(1), shows(4)], 2) == [["castle", "owl"], ["swan", "apple"]]
+    assert guesses(judge, [shows(1), shows(4)], 2) == [["castle", "owl"], ["swan", "apple"]]
 
 
 def test_mixes_and_giving_way_count_neither(world, monkeypatch):
@@ -236,7 +237,7 @@ def quick(models):
 def test_every_figure_is_counted(quick, capsys):
     pictures = Pictures(subjects=["parrot", "castle", "apple"], styles=("3d render",))
     torch.manual_seed(0)
-    found = behaviour(quick, Judge(3, 1, width=8).eval(), pictures, 2, seeds=1)
+    found = behaviour(quick, Judge(pictures.subjects, pictures.styles, width=8).eval(), pictures, 2, seeds=1)
     assert set(found) == {"n", "guidance", "limits", "negative", "mixes", "img2img", "seeds", "lecture"}
     assert set(found["img2img"]) == {"0.3", "0.5", "0.6", "0.7", "0.8"} and set(found["limits"]) == {"real", "euler", "lms"}
     assert set(found["lecture"]["3d render"]) == {"castle", "parrot"}
@@ -276,7 +277,7 @@ autoencoder_training.round_trip = lambda vae, images: .9 * images  # 128 round t
 def stages(model, work):
     train_vae(steps=2, finish=1, batch_size=4, work=work + "/vae", out=model, start=model + "/vae")
     for steps in 2, 3: train_unet(steps=steps, settle=1, batch_size=4, n_latents=8, work=work + "/unet", out=model, start=model + "/unet")
-    evaluate(out=model, n=2, seeds=0, judge_steps=2, work=work + "/judge")
+    evaluate(out=model, n=2, seeds=0)
 """
 
 
