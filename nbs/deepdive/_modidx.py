@@ -65,6 +65,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'deepdive.evaluation.guesses': ('evaluation.html#guesses', 'deepdive/evaluation.py'),
                                      'deepdive.evaluation.guidance_sweep': ('evaluation.html#guidance_sweep', 'deepdive/evaluation.py'),
                                      'deepdive.evaluation.half_way': ('evaluation.html#half_way', 'deepdive/evaluation.py'),
+                                     'deepdive.evaluation.judge_sees': ('evaluation.html#judge_sees', 'deepdive/evaluation.py'),
                                      'deepdive.evaluation.judged_images': ('evaluation.html#judged_images', 'deepdive/evaluation.py'),
                                      'deepdive.evaluation.lecture_named': ('evaluation.html#lecture_named', 'deepdive/evaluation.py'),
                                      'deepdive.evaluation.limits': ('evaluation.html#limits', 'deepdive/evaluation.py'),

@@ -259,7 +259,7 @@ def judge_images(judge, images):
     positions = zip(subject.argmax(1), style.argmax(1), images)
     return [(judge.subjects[s], judge.styles[st], border_colour(i)) for s, st, i in positions]
 
-# %% ../10_pictures.ipynb #0f4447f4
+# %% ../10_pictures.ipynb #a63147b5
 def save_judge(judge, folder):
     "Write the weights of `judge` (matrices in float16) and the names that it knows to `folder`."
     if not main_process(): return
@@ -278,7 +278,7 @@ def load_judge(folder=None):
     judge.load_state_dict(load_file(folder / "judge.safetensors"))
     return judge.eval()
 
-# %% ../10_pictures.ipynb #96fd436a
+# %% ../10_pictures.ipynb #7f3db56a
 def judged_pictures():
     "The Pictures that the judge of data/judge learns from; nothing is held out."
     drawn = Pictures(splits=("train", "never"), styles=("3d render",)).files

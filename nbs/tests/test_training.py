@@ -18,12 +18,12 @@ from deepdive.autoencoder_training import FinishingLoss, batch_psnr, begun_from,
 from deepdive.contrastive import train_text
 from deepdive.denoising import load_checkpoint, save_fp16, training_record
 from deepdive.evaluation import (
-    at_limit, behaviour, combinations, distance, evaluate, giving_way, guesses, half_way, limits, mixes, pairs, scores,
-    seed_distances)
+    at_limit, behaviour, combinations, distance, evaluate, frechet, giving_way, guesses, half_way, judge_sees, limits, mixes, pairs, scores,
+    seed_distances, seen_features)
 from deepdive.latent_diffusion import (
     SCHEDULE, DiffusionLoss, SettlingLoss, cache_latents, draw_weights, generate, loss_by_timestep, mixed, pocket_unet, train_unet,
     training_alphas, training_models, unet_data, unet_training, write_scheduler)
-from deepdive.pictures import POCKET_STYLES, Judge, Pictures
+from deepdive.pictures import POCKET_STYLES, Judge, Pictures, load_judge
 from deepdive.sampling_loop import data_folder, encode_prompt, mean_difference
 
 
@@ -404,3 +404,13 @@ def test_readme_and_cards_say_what_was_measured(models):
     psnr = batch_psnr(pixels, round_trip(models.vae, pixels)).mean().item()
     recorded = list(training_record("vae")["runs"][-1]["psnr"].values())[-1]
     assert abs(psnr - recorded) < .3 and f"PSNR {recorded:.2f} dB" in card  # .3: recorded with the pictures' earlier places
+
+
+def test_frechet_distance_of_known_clouds():
+    a = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    assert frechet(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet(a, a + torch.tensor([3., 0, 4.])) == pytest.approx(25, rel=1e-6)
+    assert frechet(a, 3 * a) == pytest.approx(float(4 * a.double().T.cov().trace() + 4 * a.double().mean(0).square().sum()))
+    assert frechet(a, a[:50]) > frechet(a, a[:2000])
+    see = judge_sees(load_judge())
+    assert seen_features(see, [shows(3)] * 3).shape == (3, 160)
