@@ -17,6 +17,8 @@ from diffusers import AutoencoderKL, LMSDiscreteScheduler, UNet2DConditionModel
 from IPython.display import Image as Displayed, display
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
+
+# %% ../00_sampling_loop.ipynb #5350d15d
 for log in diffusers.logging, transformers.logging: log.set_verbosity_error(), log.disable_progress_bar()
 
 # %% ../00_sampling_loop.ipynb #d8dd0dbb
@@ -70,8 +72,7 @@ def mean_difference(a, b):
     return float(np.abs(a - b).mean())
 def agree(a, b, slack=1.):
     "Whether tensors of one shape differ by no more than rounding in the coarser of their dtypes explains."
-    rounding = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
-    tolerance = slack * max(rounding.get(x.dtype, 1e-4) for x in (a, b))
+    tolerance = slack * max({torch.float16: 2e-2, torch.bfloat16: 1e-1}.get(x.dtype, 1e-4) for x in (a, b))
     a, b = a.detach().float().cpu(), b.detach().float().cpu()
     return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * max(1, b.abs().max()))
 
@@ -105,8 +106,6 @@ def model_source(model=None):
     raise FileNotFoundError(
         f"no model in the folder {text!r}: it needs a model_index.json, as diffusers' save_pretrained "
         "writes it (also from a single file: from_single_file); unset DEEPDIVE_MODEL to use pocket-sd")
-
-# %% ../00_sampling_loop.ipynb #a622707b
 def choose_device(device=None, dtype=None):
     "(torch.device, torch.dtype): what is asked for, else cuda in float16, else mps or cpu in float32."
     there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
@@ -292,9 +291,10 @@ def check_answer(got, expected, tolerance=1., wrong=None):
         if numbers(got).shape == numbers(other).shape: return np.abs(numbers(got) - numbers(other)).max()
         raise ValueError(f"shape {numbers(got).shape}, expected {numbers(other).shape}")
     try:
-        off, same = apart(expected), {k: x for k, x in (wrong or {}).items() if np.shape(x) == np.shape(got)}
+        off = apart(expected)
         verdict = f"got {reprlib.repr(got)}, {off:.3g} from what was expected, allowed are {tolerance:g}"
-        verdict = next((reply for reply, x in same.items() if apart(x) < tolerance), verdict)
+        for reply, mistake in (wrong or {}).items():
+            if np.shape(mistake) == np.shape(got) and apart(mistake) < tolerance: verdict = reply
     except (TypeError, ValueError) as e: off, verdict = math.inf, e
     print("right" if off < tolerance else f"not yet: {'nothing was returned' if got is None else verdict}")
     return bool(off < tolerance)
