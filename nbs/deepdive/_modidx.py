@@ -141,6 +141,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'deepdive.pictures': { 'deepdive.pictures.Composite': ('pictures.html#composite', 'deepdive/pictures.py'),
                                    'deepdive.pictures.Judge': ('pictures.html#judge', 'deepdive/pictures.py'),
                                    'deepdive.pictures.Judge.__init__': ('pictures.html#judge.__init__', 'deepdive/pictures.py'),
+                                   'deepdive.pictures.Judge.features': ('pictures.html#judge.features', 'deepdive/pictures.py'),
                                    'deepdive.pictures.Judge.forward': ('pictures.html#judge.forward', 'deepdive/pictures.py'),
                                    'deepdive.pictures.JudgeLoss': ('pictures.html#judgeloss', 'deepdive/pictures.py'),
                                    'deepdive.pictures.JudgeLoss.__init__': ('pictures.html#judgeloss.__init__', 'deepdive/pictures.py'),

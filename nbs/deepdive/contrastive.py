@@ -109,14 +109,14 @@ def contrastive_training(pictures, text_encoder, image_encoder, tokenizer, steps
     return fit(ContrastiveLoss(text_encoder, image_encoder, tokenizer), make_batch, steps, **settings)
 
 # %% ../11_contrastive.ipynb #9610667f
-def run_folders(out, work, **counts):
-    """The model folder `out` (default: data/pocket-sd) and the folder `work` of a command, as Paths.
+def run_folders(out, *work, **counts):
+    """The model folder `out` (default: data/pocket-sd), and the folder `work` of a command, as Paths.
 
     Raises TypeError or ValueError where `counts` are no whole numbers of at least 1 (steps of a part: 0),
     NotADirectoryError or PermissionError where a folder cannot be written to."""
     for name, value in counts.items():
         check_number(name, value, 0 if name in ("steps", "finish", "settle") else 1, whole=True)
-    folders = Path(out or data_folder() / "pocket-sd"), Path(work)
+    folders = Path(out or data_folder() / "pocket-sd"), *map(Path, work)
     for name, folder in zip(("out", "work"), folders):
         there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
         if not there.is_dir(): raise NotADirectoryError(f"{name} is to be a folder, but {there} is a file")

@@ -91,7 +91,7 @@ def seen_features(see, images):
 
 def judge_sees(judge):
     "The function from pictures (B, 3, H, W) to the features by which `judge` decides, (B, d)."
-    return lambda pixels: judge.body(pixels.to(next(judge.parameters()).device)).amax((2, 3))
+    return lambda pixels: judge.features(pixels.to(next(judge.parameters()).device))
 
 # %% ../14_evaluation.ipynb #03954d22
 def all_scores(judge, models, pictures, n, out):
@@ -235,7 +235,7 @@ def evaluate(
     seeds: int = 20,  # pictures of each of the lecture's subjects in each style (0: none)
 ):
     "Measure pocket-sd with the judge of data/judge; writes training/*.json and contact sheets."
-    out, _ = run_folders(out, out or data_folder(), n=n)
+    out, = run_folders(out, n=n)
     check_number("seeds", seeds, 0, whole=True)
     if not main_process(): return
     models, pictures = load_models(out), Pictures(splits=("train",), styles=POCKET_STYLES)

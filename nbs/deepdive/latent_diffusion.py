@@ -164,7 +164,7 @@ def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, mix=.1
         captions = ["" if rng.random() < drop else caption for caption in captions]
         states = mixed(encode_prompt(models, captions), mix, torch.Generator().manual_seed(seed))
         return cache["latents"][rows].float(), states, seed
-    if models.device.type == "cpu" and choose_precision() == "bf16":  # there a third faster, else slower
+    if models.device.type == "cpu" and choose_precision() == "bf16":  # there faster than torch's own
         models.unet.set_attn_processor(AttnProcessor())
     return fit(loss or DiffusionLoss(models.unet, training_alphas()), make_batch, steps, **settings)
 
@@ -288,7 +288,8 @@ def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5, told=True)
     total, count = torch.zeros(bins), torch.zeros(bins)
     for start in range(0, n, 64):
         rows = [rng.randrange(len(cache["latents"])) for _ in range(64)]
-        captions = captions_of(pictures, cache["shown"][rows], rng) if told else [""] * 64
+        captions = captions_of(pictures, cache["shown"][rows], rng)  # drawn in any case: the same rows
+        captions = captions if told else [""] * len(captions)
         latents = cache["latents"][rows].to(models.device, models.dtype)
         error, t = loss(latents, encode_prompt(models, captions), seed + start, per_sample=True)
         bin_of = t.cpu() * bins // 1000

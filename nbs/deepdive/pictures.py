@@ -167,7 +167,7 @@ def draw(self, rng, subject=None, style=None, background=None, size=128):
         s = subject or rng.choices(self.subjects, self.weights)[0]
         b = background or rng.choice(list(BACKGROUNDS))
         st = style or rng.choices(self.styles, [2 if x in DRAWN else 1 for x in self.styles])[0]
-        if subject and style or (s, st) in self.files and (s, st, b) not in self.held_out: break
+        if subject and style or (s, st, b) not in self.held_out: break
     return Composite(self.compose(rng, s, st, b, size), self.caption(rng, s, st, b), s, st, b)
 
 # %% ../10_pictures.ipynb #2d3c1f13
@@ -206,11 +206,11 @@ class Judge(nn.Module):
         def block(i, o): return nn.Sequential(*layer(i, o, 2), *layer(o, o, 1))
         self.body = nn.Sequential(nn.AvgPool2d(2), block(3, width), block(width, 2 * width),
                                   block(2 * width, 4 * width), block(4 * width, 4 * width))
-        self.subject = nn.Linear(4 * width, len(self.subjects))
-        self.style = nn.Linear(4 * width, len(self.styles))
+        self.subject, self.style = (nn.Linear(4 * width, len(x)) for x in (self.subjects, self.styles))
 
+    def features(self, images): return self.body(images).amax((2, 3))  # (B, 4 * width)
     def forward(self, images):
-        features = self.body(images).amax((2, 3))
+        features = self.features(images)
         return self.subject(features), self.style(features)
 
 # %% ../10_pictures.ipynb #adef698d
@@ -287,7 +287,7 @@ def judged_pictures():
 
 @call_parse
 def make_judge(
-    steps: int = 1000,  # training steps
+    steps: int = 2000,  # training steps
     batch_size: int = 64,  # composites a batch
     work: str = ".train/judge",  # folder for the checkpoint
     out: str = None,  # folder to write (default: data/judge)

@@ -20,11 +20,6 @@ MISTAKES = {  # notebook: [(a wrong solution, a part of the reply)]
         ("def surprise(logits, answers): return -logits[range(len(logits)), answers].mean()\n", "minus the logit"),
         ("def surprise(logits, answers): return -logits.log_softmax(0)[range(len(logits)), answers].mean()\n", "over the pictures, not"),
         ("def surprise(logits, answers): return -logits.softmax(1)[range(len(logits)), answers].mean()\n", "without its logarithm")],
-    "12_autoencoder_training": [
-        ("def colour_distance(): return far / shipped.config.scaling_factor\n", "the loop sees latents times"),
-        ("def divergence(mean, logvar): return (mean**2 + logvar.exp() - 1 - logvar).mean()\n", "without the half"),
-        ("def divergence(mean, logvar): return .5 * (mean**2 + logvar.exp() - 1 - logvar).sum()\n", "a sum, not a mean"),
-        ("def divergence(mean, logvar): return .5 * (mean**2 + logvar.exp()**2 - 1 - logvar).mean()\n", "not its square")],
     "11_contrastive": [
         ("def which(image, subjects): return int(similarity_table(text_encoder, image_encoder, tokenizer, subjects, [image])[:, 0].argmin())\n",
          "the worst of the captions"),
@@ -32,6 +27,11 @@ MISTAKES = {  # notebook: [(a wrong solution, a part of the reply)]
         ("def contrast(table, scale): return F.cross_entropy(scale * table.T, torch.arange(8))\n", "belongs to the picture"),
         ("def contrast(table, scale): return -sum((scale * table).log_softmax(d).diag().mean() for d in (0, 1))\n", "both directions added"),
         ("def contrast(table, scale): return -sum(table.log_softmax(d).diag().mean() for d in (0, 1)) / 2\n", "without the scale")],
+    "12_autoencoder_training": [
+        ("def colour_distance(): return far / shipped.config.scaling_factor\n", "the loop sees latents times"),
+        ("def divergence(mean, logvar): return (mean**2 + logvar.exp() - 1 - logvar).mean()\n", "without the half"),
+        ("def divergence(mean, logvar): return .5 * (mean**2 + logvar.exp() - 1 - logvar).sum()\n", "a sum, not a mean"),
+        ("def divergence(mean, logvar): return .5 * (mean**2 + logvar.exp()**2 - 1 - logvar).mean()\n", "not its square")],
     "13_latent_diffusion": [
         ("def balance(): return int((alphas_cumprod.sqrt() < .5).nonzero()[0])\n", "no root"),
         ("def balance(): return int((alphas_cumprod > .5).nonzero()[-1])\n", "the last t above"),
@@ -52,30 +52,30 @@ MISTAKES = {  # notebook: [(a wrong solution, a part of the reply)]
 def with_answers(file, folder):
     """Write the notebook with each folded answer run and checked, twice, right after its stub, and then what is known to go wrong.
 
-    Returns the new file, how many answers there were, and the replies that the mistakes should get."""
+    Returns the new file, and what all checks should say, in order."""
     nb = nbformat.read(file, as_version=4)
-    replies = []
+    expected, mistakes = [], MISTAKES.get(file.stem, [])
     answers = [a for c in nb.cells if c.cell_type == "markdown" for a in re.findall(r"<details>.*?```python\n(.*?)```", c.source, flags=re.S)]
     for answer in answers:
         name = re.match(r"def (\w+)\(", answer)[1]
         at = next(i for i, c in enumerate(nb.cells) if c.cell_type == "code" and "Your lines here" in c.source and f"def {name}(" in c.source)
         check = re.search(r"^check_answer\(.*", nb.cells[at].source, flags=re.M | re.S)[0]
-        wrong = [(code, reply) for code, reply in MISTAKES.get(file.stem, []) if code.startswith(f"def {name}(")]
-        replies += [reply for _, reply in wrong]
+        wrong = [(code, reply) for code, reply in mistakes if code.startswith(f"def {name}(")]
+        expected += ["not yet", "right", "right", *(reply for _, reply in wrong)]
         nb.cells[at + 1:at + 1] = [nbformat.v4.new_code_cell(code + check) for code in (answer, answer, *(code for code, _ in wrong))]
+    assert len(expected) == 3 * len(answers) + len(mistakes)  # each mistake is one of an exercise of this notebook
     out = folder / file.name
     nbformat.write(nb, out)
-    return out, len(answers), replies
+    return out, expected
 
 
 @pytest.mark.parametrize("file", notebooks(), ids=lambda f: f.stem)
 def test_notebook(file, tmp_path):
-    copy, exercises, replies = with_answers(file, tmp_path)
+    copy, expected = with_answers(file, tmp_path)
     nb = execute(copy)
     outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
     assert not [o for o in outputs if o.get("name") == "stderr"]
     said = [o.text for c in nb.cells if c.cell_type == "code" and re.search(r"^check_answer\(", c.source, flags=re.M)
             for o in c.outputs if o.output_type == "stream"]
-    assert exercises and [s[:5] for s in said].count("right") == 2 * exercises
-    assert [s[:7] for s in said if s[:5] != "right"] == ["not yet"] * (exercises + len(replies))
-    assert [reply for reply in replies if not any(reply in s for s in said)] == [] and len(replies) == len(MISTAKES.get(file.stem, []))
+    assert expected and len(said) == len(expected)
+    assert [pair for pair in zip(said, expected) if pair[1] not in pair[0] or ("right" == pair[1]) != (pair[0] == "right\n")] == []

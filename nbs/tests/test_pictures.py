@@ -86,6 +86,13 @@ def test_judge_is_saved_with_its_names(tmp_path):
     with pytest.raises(FileNotFoundError, match="judge.safetensors is missing .deepdive-train-judge"): load_judge(tmp_path / "judge")
 
 
+def test_judges_command_goes_on_and_leaves_a_judge(tmp_path, capsys):
+    for steps in 1, 2: module.make_judge(steps=steps, batch_size=2, work=tmp_path / "work", out=tmp_path / "judge")
+    assert load_judge(tmp_path / "judge").subjects == judged_pictures().subjects
+    assert "step     2 of 2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"): module.make_judge(steps=0, work=tmp_path / "work")
+
+
 def test_shipped_judge_knows_what_it_judges():
     judge, pictures = load_judge(), judged_pictures()
     assert (judge.subjects, judge.styles) == (pictures.subjects, pictures.styles) and len(judge.subjects) == 162

@@ -359,7 +359,7 @@ def test_commands_look_before_they_run(tmp_path, command, settings, error, messa
     shutil.copy(SHIPPED / "vae" / "config.json", tmp_path / "ALONE" / "vae")
     shutil.copy(next((SHIPPED / "vae").glob("*.safetensors")), tmp_path / "ALONE" / "vae")
     def placed(value): return tmp_path / value if str(value).startswith(("FILE", "ALONE", "EMPTY")) else value
-    work = {} if command is evaluate else dict(work=tmp_path / "work")  # it makes none
+    work = {} if command is evaluate else dict(work=tmp_path / "work")  # evaluate needs none
     settings = work | {k: placed(v) for k, v in settings.items()}
     with pytest.raises(error, match=message): command(**settings)
 
