@@ -6,10 +6,11 @@ __all__ = ['pocket_vae', 'edges', 'picture_error', 'VAELoss', 'batch_psnr', 'rou
            'train_vae']
 
 # %% ../12_autoencoder_training.ipynb #21df5a7d
-from .contrastive import image_features, run_folders
+from .contrastive import image_features, load_encoders, run_folders
 from .denoising import (
     earlier_runs, fit, main_process, plot_losses, plot_runs, record, save_fp16, thinned, training_record)
-from .pictures import BACKGROUNDS, LECTURE, POCKET_STYLES, TRAINED_STYLES, Pictures, save_sheet
+from .pictures import (
+    BACKGROUNDS, LECTURE, POCKET_STYLES, TRAINED_STYLES, Pictures, load_judge, save_sheet)
 from .sampling_loop import check_answer, data_folder, show_images, to_pil
 
 # %% ../12_autoencoder_training.ipynb #30d277b7
@@ -25,7 +26,6 @@ from fastcore.script import call_parse
 from PIL import Image
 from torch import nn
 from torch.func import functional_call
-from transformers import CLIPVisionModelWithProjection
 
 # %% ../12_autoencoder_training.ipynb #2264ab1e
 def pocket_vae():
@@ -55,16 +55,17 @@ def picture_error(error):
 
 # %% ../12_autoencoder_training.ipynb #e007e82c
 class VAELoss(nn.Module):
-    "images (B, 3, H, W) in [-1, 1] -> scalar."
-    def __init__(self, vae, kl_weight=2e-5):
+    "images (B, 3, H, W) in [-1, 1] -> scalar. `extra` is one more term: (decoded, images) -> scalar."
+    def __init__(self, vae, kl_weight=2e-5, extra=None):
         super().__init__()
-        self.vae, self.kl_weight = vae, kl_weight
+        self.vae, self.kl_weight, self.extra = vae, kl_weight, extra
 
     def forward(self, images):
         posterior = self.vae.encode(images).latent_dist
-        error = self.vae.decode(posterior.sample()).sample.float() - images
+        decoded = self.vae.decode(posterior.sample()).sample.float()
         kl = .5 * (posterior.mean.float()**2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        return picture_error(error) + self.kl_weight * kl
+        loss = picture_error(decoded - images) + self.kl_weight * kl
+        return loss + self.extra(decoded, images) if self.extra else loss
 
 # %% ../12_autoencoder_training.ipynb #2e557c97
 def batch_psnr(images, decoded):

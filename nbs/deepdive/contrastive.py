@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['pocket_text_encoder', 'pocket_image_encoder', 'pocket_tokenizer', 'text_features', 'image_features',
-           'similarity_table', 'show_table', 'ContrastiveLoss', 'contrastive_training', 'run_folders',
-           'retrieval_accuracy', 'train_text', 'record_text']
+           'similarity_table', 'show_table', 'both_ways', 'ContrastiveLoss', 'contrastive_training', 'run_folders',
+           'retrieval_accuracy', 'train_text', 'record_text', 'load_encoders']
 
 # %% ../11_contrastive.ipynb #27048bd4
 import math
@@ -82,11 +82,17 @@ def show_table(table, captions, images, title=None):
                          color="white" if v > .6 else "black")
     plt.show()
 
+# %% ../11_contrastive.ipynb #18ae9ef2
+def both_ways(table, scale=1.):
+    """Similarities (n, n), those of own pairs on the diagonal -> scalar: the mean of both cross-entropies.
+
+    `scale` is one over the temperature (Radford et al. 2021)."""
+    own = torch.arange(len(table), device=table.device)
+    return (F.cross_entropy(scale * table, own) + F.cross_entropy(scale * table.T, own)) / 2
+
 # %% ../11_contrastive.ipynb #0be333fa
 class ContrastiveLoss(nn.Module):
-    """pixels (B, 3, H, W) in [-1, 1] and B captions -> scalar: CLIP's loss (Radford et al. 2021).
-
-    It is the mean of both cross-entropies over the B x B table."""
+    "pixels (B, 3, H, W) in [-1, 1] and B captions -> scalar: CLIP's loss of the B x B table."
     def __init__(self, text_encoder, image_encoder, tokenizer):
         super().__init__()
         self.text_encoder, self.image_encoder, self.tokenizer = text_encoder, image_encoder, tokenizer
@@ -95,9 +101,7 @@ class ContrastiveLoss(nn.Module):
     def forward(self, pixels, captions):
         texts = text_features(self.text_encoder, self.tokenizer, captions)
         table = texts @ image_features(self.image_encoder, pixels).T
-        logits = table * self.log_scale.exp().clamp(max=100)
-        own = torch.arange(len(table), device=table.device)
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        return both_ways(table, self.log_scale.exp().clamp(max=100))
 
 # %% ../11_contrastive.ipynb #0a29bbd5
 def contrastive_training(pictures, text_encoder, image_encoder, tokenizer, steps, batch_size=128,
@@ -171,3 +175,14 @@ def record_text(out, accuracy, steps, batch_size, losses):
     if main_process(): print(f"retrieval accuracy among 256: {accuracy:.1%}")
     record("text", out, accuracy=accuracy,
            runs=[dict(steps=steps, batch_size=batch_size, losses=thinned(losses))])
+
+# %% ../11_contrastive.ipynb #510d92f6
+def load_encoders(model=None):
+    """[CLIPTextModel, CLIPVisionModelWithProjection], trained, of the folder `model` (or pocket-sd).
+
+    They stand still: no weight asks for a gradient. FileNotFoundError where one of them is not there."""
+    model = Path(model or data_folder() / "pocket-sd")
+    kinds = dict(text_encoder=CLIPTextModel, image_encoder=CLIPVisionModelWithProjection)
+    if missing := [name for name in kinds if not (model / name / "config.json").is_file()]:
+        raise FileNotFoundError(f"no {missing[0]} in {model}: deepdive-train-text writes it")
+    return [cls.from_pretrained(model / name).eval().requires_grad_(False) for name, cls in kinds.items()]

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULE', 'pocket_unet', 'training_alphas', 'write_scheduler', 'training_models', 'cache_latents', 'DiffusionLoss',
-           'captions_of', 'draw_weights', 'mixed', 'unet_training', 'draw_from', 'generate', 'unet_data', 'unet_runs',
-           'publish_unet', 'SettlingLoss', 'settling', 'train_unet', 'loss_by_timestep']
+           'captions_of', 'draw_weights', 'mixed', 'unet_training', 'draw_from', 'generate', 'unet_data',
+           'publish_unet', 'loss_by_timestep', 'unet_runs', 'train_unet', 'SettlingLoss', 'settling']
 
 # %% ../13_latent_diffusion.ipynb #94f44377
 from .autoencoder import pil_to_latents
@@ -202,6 +202,31 @@ def unet_data(file, vae, n):
             save_checkpoint(file, **cache)
     return pictures, cache
 
+# %% ../13_latent_diffusion.ipynb #69a39999
+def publish_unet(unet, out, subjects, runs):
+    "Save `unet` in the model folder `out`, with the scheduler, what it draws, and how it was trained."
+    save_fp16(unet, out / "unet"), write_scheduler(out)
+    (out / "subjects.txt").write_text("\n".join(subjects) + "\n", encoding="utf-8")
+    record("unet", out, runs=runs)
+
+# %% ../13_latent_diffusion.ipynb #d8ebfc71
+@torch.no_grad()
+def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5, told=True):
+    """Mean squared error of the predicted noise in `bins` equal stretches of the schedule, (bins,).
+
+    Unless `told`, the prompt is empty."""
+    loss, rng = DiffusionLoss(models.unet, training_alphas()).to(models.device), random.Random(seed)
+    total, count = torch.zeros(bins), torch.zeros(bins)
+    for start in range(0, n, 64):
+        rows = [rng.randrange(len(cache["latents"])) for _ in range(64)]
+        captions = captions_of(pictures, cache["shown"][rows], rng)  # drawn in any case: the same rows
+        captions = captions if told else [""] * len(captions)
+        latents = cache["latents"][rows].to(models.device, models.dtype)
+        error, t = loss(latents, encode_prompt(models, captions), seed + start, per_sample=True)
+        bin_of = t.cpu() * bins // 1000
+        total.index_add_(0, bin_of, error.cpu()), count.index_add_(0, bin_of, torch.ones(64))
+    return total / count
+
 # %% ../13_latent_diffusion.ipynb #461034eb
 def unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep):
     "Train, then settle; returns what there is to record of both."
@@ -213,12 +238,29 @@ def unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep):
             dict(run, steps=settle, losses=thinned(settled), share=share)]
     return [run for run in runs if run["steps"]]
 
-# %% ../13_latent_diffusion.ipynb #69a39999
-def publish_unet(unet, out, subjects, runs):
-    "Save `unet` in the model folder `out`, with the scheduler, what it draws, and how it was trained."
-    save_fp16(unet, out / "unet"), write_scheduler(out)
-    (out / "subjects.txt").write_text("\n".join(subjects) + "\n", encoding="utf-8")
-    record("unet", out, runs=runs)
+# %% ../13_latent_diffusion.ipynb #c01e8490
+@call_parse
+def train_unet(
+    steps: int = 10_000,  # training steps
+    settle: int = 0,  # further steps, in which a copy learns to listen less
+    batch_size: int = 64,  # latents a batch
+    n_latents: int = 18_000,  # composites to encode once
+    lr: float = 1e-3,  # highest learning rate
+    optimizer: str = "muon",  # muon or adamw
+    work: str = ".train/unet",  # folder for the checkpoint and the latents
+    out: str = None,  # model folder (default: data/pocket-sd), with its text encoder and VAE already there
+    mixed_precision: str = None,  # no, bf16 or fp16 (default: what this machine is fast in)
+    share: float = .45,  # how much less: its guidance, relative to before
+    start: str = None,  # folder of a trained UNet to start from
+):
+    "Train pocket-sd's UNet on cached latents; goes on from its checkpoint."
+    counts = dict(steps=steps, settle=settle, batch_size=batch_size, n_latents=n_latents)
+    out, work = run_folders(out, work, **counts)
+    models, runs = training_models(out, start), earlier_runs("unet", start)
+    pictures, cache = unet_data(work / "latents.pt", models.vae, n_latents)
+    keep = dict(batch_size=batch_size, mixed_precision=mixed_precision, optimizer=optimizer)
+    runs += unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep)
+    if main_process(): publish_unet(models.unet, out, pictures.subjects, runs)
 
 # %% ../13_latent_diffusion.ipynb #7694c455
 class SettlingLoss(DiffusionLoss):
@@ -253,45 +295,3 @@ def settling(models, cache, pictures, steps, share, wrong=.35, lr=2.5e-4, **sett
     teacher = copy.deepcopy(models.unet).to(models.device).requires_grad_(False)
     loss = SettlingLoss(models.unet, training_alphas(), teacher, encode_prompt(models, ""), share, wrong)
     return unet_training(models, cache, pictures, steps, loss=loss, lr=lr, mix=0, **settings)
-
-# %% ../13_latent_diffusion.ipynb #c01e8490
-@call_parse
-def train_unet(
-    steps: int = 10_000,  # training steps
-    settle: int = 0,  # further steps, in which a copy learns to listen less
-    batch_size: int = 64,  # latents a batch
-    n_latents: int = 18_000,  # composites to encode once
-    lr: float = 1e-3,  # highest learning rate
-    optimizer: str = "muon",  # muon or adamw
-    work: str = ".train/unet",  # folder for the checkpoint and the latents
-    out: str = None,  # model folder (default: data/pocket-sd), with its text encoder and VAE already there
-    mixed_precision: str = None,  # no, bf16 or fp16 (default: what this machine is fast in)
-    share: float = .45,  # how much less: its guidance, relative to before
-    start: str = None,  # folder of a trained UNet to start from
-):
-    "Train pocket-sd's UNet on cached latents; goes on from its checkpoint."
-    counts = dict(steps=steps, settle=settle, batch_size=batch_size, n_latents=n_latents)
-    out, work = run_folders(out, work, **counts)
-    models, runs = training_models(out, start), earlier_runs("unet", start)
-    pictures, cache = unet_data(work / "latents.pt", models.vae, n_latents)
-    keep = dict(batch_size=batch_size, mixed_precision=mixed_precision, optimizer=optimizer)
-    runs += unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep)
-    if main_process(): publish_unet(models.unet, out, pictures.subjects, runs)
-
-# %% ../13_latent_diffusion.ipynb #d8ebfc71
-@torch.no_grad()
-def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5, told=True):
-    """Mean squared error of the predicted noise in `bins` equal stretches of the schedule, (bins,).
-
-    Unless `told`, the prompt is empty."""
-    loss, rng = DiffusionLoss(models.unet, training_alphas()).to(models.device), random.Random(seed)
-    total, count = torch.zeros(bins), torch.zeros(bins)
-    for start in range(0, n, 64):
-        rows = [rng.randrange(len(cache["latents"])) for _ in range(64)]
-        captions = captions_of(pictures, cache["shown"][rows], rng)  # drawn in any case: the same rows
-        captions = captions if told else [""] * len(captions)
-        latents = cache["latents"][rows].to(models.device, models.dtype)
-        error, t = loss(latents, encode_prompt(models, captions), seed + start, per_sample=True)
-        bin_of = t.cpu() * bins // 1000
-        total.index_add_(0, bin_of, error.cpu()), count.index_add_(0, bin_of, torch.ones(64))
-    return total / count

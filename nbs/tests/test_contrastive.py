@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from deepdive.contrastive import (
-    ContrastiveLoss, image_features, pocket_image_encoder, pocket_text_encoder, pocket_tokenizer, run_folders, similarity_table, text_features,
-    train_text)
+    ContrastiveLoss, both_ways, image_features, load_encoders, pocket_image_encoder, pocket_text_encoder, pocket_tokenizer, run_folders,
+    similarity_table, text_features, train_text)
 from deepdive.denoising import training_record
 from deepdive.pictures import Pictures
 
@@ -47,16 +47,25 @@ def test_guessing_costs_the_logarithm_of_the_number_of_pairs(encoders):
     assert loss.item() == pytest.approx(math.log(5), abs=1e-4)
 
 
-def test_shipped_encoders_know_the_lectures_three():
-    from transformers import CLIPTextModel, CLIPVisionModelWithProjection
+def test_a_table_scored_both_ways_does_not_mind_which_way_it_lies():
+    table = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(both_ways(table, 7.), both_ways(table.T, 7.)) and both_ways(table, 0.).item() == pytest.approx(math.log(5))
+    assert both_ways(torch.eye(5), 50.) < 1e-6 < both_ways(torch.eye(5).roll(1, 0), 50.)  # its own pairs, or their neighbours
 
-    from deepdive.sampling_loop import data_folder
-    model = data_folder() / "pocket-sd"
-    encoders = CLIPTextModel.from_pretrained(model / "text_encoder"), CLIPVisionModelWithProjection.from_pretrained(model / "image_encoder")
+
+def test_shipped_encoders_know_the_lectures_three_and_stand_still():
+    encoders = load_encoders()
+    assert not any(p.requires_grad for encoder in encoders for p in encoder.parameters()) and not any(e.training for e in encoders)
     pictures = Pictures(subjects=["swan", "teddy bear", "teacher"])
     images = [pictures.draw(random.Random(i), s, "3d render").image for i, s in enumerate(("swan", "teddy bear", "teacher"))]
     table = similarity_table(*encoders, pocket_tokenizer(), ["a graceful swan", "a cute teddy", "a teacher"], images)
     assert table.argmax(0).tolist() == table.argmax(1).tolist() == [0, 1, 2]
+
+
+def test_encoders_that_are_not_there_are_named(tmp_path, encoders):
+    with pytest.raises(FileNotFoundError, match="no text_encoder in .*: deepdive-train-text writes it"): load_encoders(tmp_path)
+    encoders[0].save_pretrained(tmp_path / "text_encoder")
+    with pytest.raises(FileNotFoundError, match="no image_encoder in "): load_encoders(tmp_path)
 
 
 def test_command_goes_on_from_its_checkpoint_and_leaves_encoders_and_a_record(tmp_path, capsys):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from deepdive import evaluation
-from deepdive.autoencoder_training import FinishingLoss, batch_psnr, begun_from, pocket_vae, round_trip, train_vae
+from deepdive.autoencoder_training import FinishingLoss, VAELoss, batch_psnr, begun_from, pocket_vae, round_trip, train_vae
 from deepdive.contrastive import train_text
 from deepdive.denoising import load_checkpoint, save_fp16, training_record
 from deepdive.evaluation import (
@@ -32,6 +32,18 @@ def test_shipped_vae_brings_pictures_back(models):
     assert batch_psnr(pixels, round_trip(models.vae, pixels)).mean() > 25
     latents = models.vae.encode(pixels).latent_dist.sample() * models.vae.config.scaling_factor
     assert .9 < latents.std() < 1.1
+
+
+def test_one_more_term_joins_the_autoencoders_loss_and_sees_what_was_decoded():
+    vae, pixels = pocket_vae().eval(), Pictures(subjects=["parrot"]).batch(2, 1, size=64)[0]
+    def loss(**settings):
+        torch.manual_seed(0)  # for the posterior's sample
+        with torch.no_grad(): return VAELoss(vae, **settings)(pixels)
+    seen = []
+    more = loss(extra=lambda decoded, images: seen.append((decoded, images)) or 2 * (decoded - images).square().mean())
+    decoded, images = seen[0]
+    assert images is pixels and decoded.shape == pixels.shape
+    assert torch.allclose(more, loss() + 2 * (decoded - images).square().mean(), atol=1e-5)
 
 
 def test_finishing_trains_decoder_and_discriminator_and_leaves_the_encoder_alone():
