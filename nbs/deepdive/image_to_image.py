@@ -44,8 +44,8 @@ def noised(scheduler, latents, step, generator):
 # %% ../02_image_to_image.ipynb #54fe5253
 @torch.no_grad()
 def img2img(models, prompt, image, strength=.8, num_inference_steps=50, guidance_scale=7.5,
-            negative_prompt="", seed=32, scheduler=None):
-    """Pictures like `image` that show `prompt`; a list of PIL images.
+            negative_prompt="", seed=32, scheduler=None, callback=None):
+    """Pictures like `image` that show `prompt`; a list of PIL images. `callback` as in `denoise`.
 
     `image` is a PIL image, or a list of as many as there are prompts, made smaller if need be (`fitted`).
     Its latents are noised to the step that `strength` in [0, 1] says, and denoised from there; 0 returns
@@ -63,5 +63,5 @@ def img2img(models, prompt, image, strength=.8, num_inference_steps=50, guidance
     noisy = noised(prepared(models, scheduler, n, step), latents, step, generator)
     text_embeddings, uncond_embeddings = encode_prompt(models, prompts), encode_prompt(models, negatives)
     made = denoise(models, noisy, text_embeddings, uncond_embeddings, n, guidance_scale, step, scheduler,
-                   generator=generator)
+                   callback, generator)
     return latents_to_pil(models.vae, made)

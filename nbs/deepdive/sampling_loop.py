@@ -35,13 +35,11 @@ def show_images(images, titles=None, cols=None, size=2.2):
     figure = plt.figure(figsize=(cols * size, rows * tall), layout="constrained")
     for place, (image, title) in enumerate(zip(images, titles), 1):
         ax = figure.add_subplot(rows, cols, place)
-        ax.axis("off")
         ax.imshow(image, interpolation="lanczos" if min(np.shape(image)[:2]) < 200 else None)
-        ax.set_title(title, fontsize=8)
+        ax.axis("off"), ax.set_title(title, fontsize=8)
     buffer = io.BytesIO()  # JPEG is a quarter of the size that PNG would have
     figure.savefig(buffer, format="jpeg", dpi=90, pil_kwargs=dict(quality=85))
-    plt.close(figure)
-    display(Displayed(buffer.getvalue(), format="jpeg"))
+    plt.close(figure), display(Displayed(buffer.getvalue(), format="jpeg"))
 
 # %% ../00_sampling_loop.ipynb #f8ce05fc
 def check_number(name, value, low=None, high=None, whole=False):
@@ -54,7 +52,8 @@ def check_number(name, value, low=None, high=None, whole=False):
     raise (ValueError if number else TypeError)(
         f"{name} must be a {'whole' if whole else 'finite'} number{limits}, not {reprlib.repr(value)}")
 def check_prompts(prompt, name="prompt"):
-    "A string or a list of them -> a list of strings. A `negative_prompt` of None is the empty prompt."
+    "A string or list -> a list; None as `negative_prompt` -> [""]; embeddings (B, 77, width) -> the same."
+    if torch.is_tensor(prompt) and prompt.ndim == 3: return prompt
     if prompt is None and name == "negative_prompt": prompt = ""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     fits = isinstance(prompts, (list, tuple)) and all(isinstance(p, str) for p in prompts)
@@ -187,7 +186,8 @@ def token_ids(models, prompt):
                             return_tensors="pt").input_ids.to(models.device)
 @torch.no_grad()
 def encode_prompt(models, prompt):
-    "A string or a list of B strings -> the text encoder's last hidden state, (B, 77, width)."
+    "A string or a list of B -> the text encoder's last hidden state, (B, 77, width), or such a tensor."
+    if torch.is_tensor(check_prompts(prompt)): return prompt.to(models.device, models.dtype)
     return models.text_encoder(token_ids(models, prompt)).last_hidden_state
 
 # %% ../00_sampling_loop.ipynb #4d5c130c

@@ -5,15 +5,15 @@ __all__ = ['steps_of', 'euler', 'noise_predictor', 'sigma_schedule', 'heun', 'lm
            'dpmpp_2m', 'dpmpp_timesteps', 'euler_ancestral']
 
 # %% ../06_schedulers.ipynb #b6ffd49c
-import copy
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from PIL import Image
 from scipy import integrate
 
+from .autoencoder import pil_to_latents, to_rgb
 from .sampling_loop import (
-    agree, check_answer, check_finite, check_number, denoise, encode_prompt, guided_noise,
+    agree, check_answer, check_finite, check_number, data_folder, denoise, encode_prompt, guided_noise,
     initial_latents, latents_to_pil, load_models, show_images)
 from .unet import saturation, txt2img
 

@@ -5,6 +5,7 @@ __all__ = ['check_embeddings', 'text_embeddings_from', 'token_embeddings_of', 'p
 
 # %% ../03_text_encoder.ipynb #85f743da
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import EulerDiscreteScheduler

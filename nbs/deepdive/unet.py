@@ -20,18 +20,19 @@ from .textual_inversion import add_token, learned_style
 
 # %% ../05_unet.ipynb #f7f56f1d
 def txt2img(models, prompt, negative_prompt="", num_inference_steps=30, guidance_scale=7.5,
-            seed=32, scheduler=None):
+            seed=32, scheduler=None, callback=None):
     """A string or a list of prompts -> a list of PIL images, the model's own size.
 
     `negative_prompt` takes the empty prompt's place in guidance (one string, or one for each prompt).
     All noise is drawn in one go from `seed`. Equal to diffusers' StableDiffusionPipeline with the same
-    scheduler. Raises TypeError or ValueError, as the checks of notebook 00 do. Lecture 9A, 18:36."""
+    scheduler; `callback` as in `denoise`. Raises TypeError or ValueError, as the checks of notebook 00 do.
+    Lecture 9A, 18:36."""
     prompts, generator = check_prompts(prompt), seeded(seed)
     text_embeddings = encode_prompt(models, prompts)
     negative = encode_prompt(models, check_prompts(negative_prompt, "negative_prompt"))
     latents = initial_latents(models, len(prompts), generator=generator)
     latents = denoise(models, latents, text_embeddings, negative, num_inference_steps, guidance_scale,
-                      scheduler=scheduler, generator=generator)
+                      scheduler=scheduler, callback=callback, generator=generator)
     return latents_to_pil(models.vae, latents)
 
 # %% ../05_unet.ipynb #6de8ae8e

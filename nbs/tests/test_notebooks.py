@@ -8,7 +8,82 @@ import pytest
 from execute import execute, notebooks
 
 
+LOOP = """def mended(prompt):
+    scheduler, (uncond, cond) = prepared(models, None, 10), encode_prompt(models, ["", prompt]).split(1)
+    latents = initial_latents(models) * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            u, c = (models.unet(latents, t, encoder_hidden_states=e).sample for e in (uncond, cond))
+            latents = scheduler.step(u + 7.5 * (c - u), t, latents).prev_sample
+    return latents_to_pil(models.vae, latents)[0]
+"""
+BY_HAND = """def guided_by_hand(latents, t, scale):
+    both = torch.cat([uncond_embeddings, text_embeddings])
+    scaled = scheduler.scale_model_input(torch.cat([latents] * 2), t)
+    with torch.no_grad(): uncond, cond = unet(scaled, t, encoder_hidden_states=both).sample.chunk(2)
+    return uncond + scale * (cond - uncond)
+"""
 MISTAKES = {  # notebook: [(a wrong solution, a part of the reply)]
+    "00_sampling_loop": [
+        ("def generate(prompt, negative_prompt, seed=32): return library(prompt)\n", "changes nothing yet"),
+        ("def generate(prompt, negative_prompt, seed=32): return library(negative_prompt, prompt)\n", "exchanged"),
+        (LOOP, "now nothing is scaled")],
+    "01_autoencoder": [
+        ("def blanked(latents, n): return torch.cat([0 * latents[:, :, :n], latents[:, :, n:]], 2)\n", "upper rows"),
+        ("def blanked(latents, n): return torch.cat([latents[..., :-n], 0 * latents[..., -n:]], -1)\n", "at the right"),
+        ("def factor_for(vae, images): return 1 / pil_to_latents(vae, images).std().item()\n", "scaled already"),
+        ("def factor_for(vae, images): return pil_to_latents(vae, images).std().item() / vae.config.scaling_factor\n", "the deviation itself"),
+        ("def factor_for(vae, images): return vae.config.scaling_factor**2 / pil_to_latents(vae, images).var().item()\n", "over the variance")],
+    "02_image_to_image": [
+        ("def strength_for(start_step, n): return 1 - start_step / n\ngot = [strength_for(i, 50) for i in range(50)]\n", "see the hint"),
+        ("def mixture(latents, noise, t): return a * latents + (1 - a) * noise\n", "without the roots"),
+        ("def mixture(latents, noise, t): return latents + ((1 - a) / a)**.5 * noise\n", "its variance grows"),
+        ("def mixture(latents, noise, t): return (1 - a)**.5 * latents + a**.5 * noise\n", "are exchanged")],
+    "03_text_encoder": [
+        ("def blend(prompts, weights): return encode_prompt(models, prompts).mean(0, keepdim=True)\n", "the weights are not used"),
+        ("def blend(prompts, weights): return text_embeddings_from(models, (mix * looked_up).sum(0, keepdim=True))\n", "before the encoder"),
+        ("def words_near(vectors): return torch.cdist(vectors, table).argmin(1).tolist()\n", "the nearest in distance"),
+        ("def words_near(vectors): return (vectors @ table.T).argmax(1).tolist()\n", "long rows win"),
+        ("def words_near(vectors): return F.cosine_similarity(vectors[:, None], table[None], dim=-1).argmin(1).tolist()\n", "the largest angle")],
+    "04_textual_inversion": [
+        ("def between(models, token, a, b): return add_token(models, token, table[[models.tokenizer(w).input_ids[0] for w in (a, b)]].mean(0))\n"
+         "got = between(models, '<skuppy>', 'skunk', 'puppy')\n", "the start token"),
+        ("def between(models, token, a, b): return add_token(models, token, table[[models.tokenizer(w).input_ids[1] for w in (a, b)]].sum(0))\n"
+         "got = between(models, '<skuppy>', 'skunk', 'puppy')\n", "half-way is half"),
+        ("def as_a_word(vector, table): return vector / vector.norm()\n", "of length one"),
+        ("def as_a_word(vector, table): return vector / vector.norm() * table.mean(0).norm()\n", "as long as the mean row"),
+        ("def as_a_word(vector, table): return vector / vector.norm() * table.norm()\n", "all rows in one")],
+    "05_unet": [
+        ("def fading(step, steps, start): return start + (1 - start) * step / steps\n", "only after the last step"),
+        ("def fading(step, steps, start): return start - start * step / (steps - 1)\n", "ends at 0"),
+        (BY_HAND.replace("uncond, cond =", "cond, uncond ="), "which half comes first"),
+        (BY_HAND.replace("uncond + scale * (cond - uncond)", "(uncond + scale * cond) / (1 + scale)"), "the two averaged"),
+        (BY_HAND.replace("return uncond", "return cond"), "one length too far"),
+        (BY_HAND.replace("scheduler.scale_model_input(torch.cat([latents] * 2), t)", "torch.cat([latents] * 2)"), "unscaled latents")],
+    "06_schedulers": [
+        ("def expected_end(x, sigma, noise): return x - noise\ngot = expected_end(x, sigma, known)\n", "sigma times as much"),
+        ("def expected_end(x, sigma, noise): return x + sigma * noise\ngot = expected_end(x, sigma, known)\n", "it is to go"),
+        ("def euler_step(x, x0, sigma, next_sigma): return x0\n", "the end itself"),
+        ("def euler_step(x, x0, sigma, next_sigma): return torch.lerp(x, x0, next_sigma / sigma)\n", "exchanged"),
+        ("def euler_step(x, x0, sigma, next_sigma): return x + (x0 - x) * (sigma - next_sigma)\n", "divide by sigma")],
+    "07_guidance": [
+        ("def contrast(images): return images.std()\ngot = contrast(x)\n", "goes *down*"),
+        ("def contrast(images): return -images.var()\ngot = contrast(x)\n", "take its root"),
+        ("def contrast(images): return -images.mean((2, 3)).std()\ngot = contrast(x)\n", "own differences are gone"),
+        ("def sky(images): return (images[:, 2] - .9).abs().mean()\n", "of the whole picture"),
+        ("def sky(images): return (images[:, 2, :, :2] - .9).abs().mean()\n", "rows come before"),
+        ("def sky(images): return (images[:, 2, 2:] - .9).abs().mean()\n", "row 0 is on top"),
+        ("def sky(images): return (images[:, 2, :2] - .9).abs().sum()\n", "picture's size")],
+    "08_playground": [
+        ("def stop_after(k):\n    def callback(i, *_):\n        if i >= k: raise Stopped\n    return callback\n", "one step late"),
+        ("def stop_after(k):\n    def callback(i, *_):\n        if i + 2 >= k: raise Stopped\n    return callback\n", "one step early"),
+        ("def stop_after(k): return lambda *_: None\n", "it never stops"),
+        ("def white_frame(images): return (images - 1).abs().mean()\n", "the whole picture"),
+        ("def white_frame(images): return (images - 1).abs()[..., 8:-8, 8:-8].mean()\n", "all but the frame"),
+        ("def white_frame(images):\n    inner = images[..., 8:-8, 8:-8]\n"
+         "    return (images.sum() - inner.sum()) / (images.numel() - inner.numel())\n", "the distance to 0"),
+        ("def white_frame(images):\n    far = (images - 1).abs()\n"
+         "    return sum(s.mean() for s in (far[..., :8, :], far[..., -8:, :], far[..., :8], far[..., -8:])) / 4\n", "the corners count twice")],
     "09_denoising": [
         ("def slope(x, y, lr=.5): return (2 * x * y).mean().item() * lr\n", "one step only"),
         ("def flow_velocity(x, noise, t): return noise - x\n", "still has noise in it"),
@@ -23,10 +98,12 @@ MISTAKES = {  # notebook: [(a wrong solution, a part of the reply)]
     "11_contrastive": [
         ("def which(image, subjects): return int(similarity_table(text_encoder, image_encoder, tokenizer, subjects, [image])[:, 0].argmin())\n",
          "the worst of the captions"),
-        ("def contrast(table, scale): return F.cross_entropy(scale * table, torch.arange(8))\n", "belongs to the caption"),
-        ("def contrast(table, scale): return F.cross_entropy(scale * table.T, torch.arange(8))\n", "belongs to the picture"),
-        ("def contrast(table, scale): return -sum((scale * table).log_softmax(d).diag().mean() for d in (0, 1))\n", "both directions added"),
-        ("def contrast(table, scale): return -sum(table.log_softmax(d).diag().mean() for d in (0, 1)) / 2\n", "without the scale")],
+        ("def yes_or_no(table, scale, bias): return -F.logsigmoid((scale * table + bias).diag()).mean()\n", "only the diagonal"),
+        ("def yes_or_no(table, scale, bias): return -F.logsigmoid(scale * table + bias).mean()\n", "every cell was asked for a yes"),
+        ("def yes_or_no(table, scale, bias): return -F.logsigmoid((2 * torch.eye(8) - 1) * scale * table).mean()\n", "the bias is missing"),
+        ("def yes_or_no(table, scale, bias): return -F.logsigmoid((2 * torch.eye(8) - 1) * scale * (table + bias)).mean()\n", "scaled, too"),
+        ("def yes_or_no(table, scale, bias): return -F.logsigmoid((2 * torch.eye(8) - 1) * (scale * table + bias)).sum() / 8\n",
+         "take the mean over")],
     "12_autoencoder_training": [
         ("def colour_distance(): return far / shipped.config.scaling_factor\n", "the loop sees latents times"),
         ("def divergence(mean, logvar): return (mean**2 + logvar.exp() - 1 - logvar).mean()\n", "without the half"),
