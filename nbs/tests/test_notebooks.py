@@ -13,6 +13,7 @@ LOOP = """def mended(prompt):
     latents = initial_latents(models) * scheduler.init_noise_sigma
     with torch.no_grad():
         for t in scheduler.timesteps:
+            scheduler.scale_model_input(latents, t)
             u, c = (models.unet(latents, t, encoder_hidden_states=e).sample for e in (uncond, cond))
             latents = scheduler.step(u + 7.5 * (c - u), t, latents).prev_sample
     return latents_to_pil(models.vae, latents)[0]
@@ -43,7 +44,6 @@ MISTAKES = {  # notebook: [(a wrong solution, a part of the reply)]
         ("def blend(prompts, weights): return encode_prompt(models, prompts).mean(0, keepdim=True)\n", "the weights are not used"),
         ("def blend(prompts, weights): return text_embeddings_from(models, (mix * looked_up).sum(0, keepdim=True))\n", "before the encoder"),
         ("def words_near(vectors): return torch.cdist(vectors, table).argmin(1).tolist()\n", "the nearest in distance"),
-        ("def words_near(vectors): return (vectors @ table.T).argmax(1).tolist()\n", "long rows win"),
         ("def words_near(vectors): return F.cosine_similarity(vectors[:, None], table[None], dim=-1).argmin(1).tolist()\n", "the largest angle")],
     "04_textual_inversion": [
         ("def between(models, token, a, b): return add_token(models, token, table[[models.tokenizer(w).input_ids[0] for w in (a, b)]].mean(0))\n"
