@@ -14,7 +14,7 @@ from scipy import integrate
 from .autoencoder import pil_to_latents, to_rgb
 from .sampling_loop import (
     agree, check_answer, check_finite, check_number, data_folder, denoise, encode_prompt, guided_noise,
-    initial_latents, latents_to_pil, load_models, show_images)
+    initial_latents, latents_to_pil, load_models, mean_difference, show_images)
 from .unet import saturation, txt2img
 
 # %% ../06_schedulers.ipynb #d19d72d8
