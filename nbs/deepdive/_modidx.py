@@ -105,8 +105,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'deepdive/latent_diffusion.py'),
                                            'deepdive.latent_diffusion.SettlingLoss.forward': ( 'latent_diffusion.html#settlingloss.forward',
                                                                                                'deepdive/latent_diffusion.py'),
-                                           'deepdive.latent_diffusion.SettlingLoss.misled': ( 'latent_diffusion.html#settlingloss.misled',
-                                                                                              'deepdive/latent_diffusion.py'),
                                            'deepdive.latent_diffusion.SettlingLoss.target': ( 'latent_diffusion.html#settlingloss.target',
                                                                                               'deepdive/latent_diffusion.py'),
                                            'deepdive.latent_diffusion.cache_latents': ( 'latent_diffusion.html#cache_latents',

@@ -116,10 +116,10 @@ def contrastive_training(pictures, text_encoder, image_encoder, tokenizer, steps
 def run_folders(out, *work, **counts):
     """The model folder `out` (default: data/pocket-sd), and the folder `work` of a command, as Paths.
 
-    Raises TypeError or ValueError where `counts` are no whole numbers of at least 1 (steps of a part: 0),
+    Raises TypeError or ValueError where `counts` are no whole numbers of at least 1 (steps of a part, workers: 0),
     NotADirectoryError or PermissionError where a folder cannot be written to."""
     for name, value in counts.items():
-        check_number(name, value, 0 if name in ("steps", "finish", "settle") else 1, whole=True)
+        check_number(name, value, 0 if name in ("steps", "finish", "settle", "workers") else 1, whole=True)
     folders = Path(out or data_folder() / "pocket-sd"), *map(Path, work)
     for name, folder in zip(("out", "work"), folders):
         there = next(f for f in (folder, *folder.absolute().parents) if f.exists())

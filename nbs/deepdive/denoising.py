@@ -7,10 +7,7 @@ __all__ = ['smooth', 'plot_losses', 'learning_rate', 'choose_precision', 'orthog
            'earlier_runs', 'thinned', 'plot_runs']
 
 # %% ../09_denoising.ipynb #83e1adff
-import copy
-import json
-import math
-import time
+import copy, json, math, time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -55,15 +52,15 @@ def choose_precision(device=None):
 # %% ../09_denoising.ipynb #8833a636
 @torch.no_grad()
 def orthogonal(matrix, rounds=5):
-    "A matrix (n, m) with the same directions, but singular values all near 1 (Newton-Schulz iteration)."
+    "Matrices (..., n, m): their directions, but singular values all near 1 (Newton-Schulz iteration)."
     x = matrix.to(torch.bfloat16 if choose_precision(matrix.device) == "bf16" else torch.float32)
-    tall = len(x) > x.shape[1]
-    if tall: x = x.T
-    x = x / (x.norm() + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall: x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(rounds):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return (x.T if tall else x).to(matrix)
+    return (x.mT if tall else x).to(matrix)
 
 # %% ../09_denoising.ipynb #bfe1d341
 class Muon(torch.optim.AdamW):
@@ -85,17 +82,21 @@ class Muon(torch.optim.AdamW):
         super().step(closure)
         self.param_groups = groups
         for group in groups[1:]:
+            alike = {}
             for p in group["params"]:
-                if p.grad is not None: muon_step(p, self.state[p], group)
+                if p.grad is not None: alike.setdefault(p.shape, []).append(p)
+            for params in alike.values(): muon_step(params, [self.state[p] for p in params], group)
 
 # %% ../09_denoising.ipynb #a7e75a6e
-def muon_step(p, state, group):
-    "One step of Muon for the weights `p`; `state` keeps the mean gradient."
-    if not state: state.update(mean=torch.zeros_like(p), step=torch.zeros(()))  # AdamW looks for a step
-    state["mean"].lerp_(p.grad, 1 - group["momentum"])
-    direction = orthogonal(p.grad.lerp(state["mean"], group["momentum"]).flatten(1))
-    length = group["lr"] * .2 * max(direction.shape) ** .5
-    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(length * direction.view_as(p))
+def muon_step(params, states, group):
+    "One step of Muon for weights of one shape; their `states` keep the mean gradients."
+    for p, state in zip(params, states):
+        if not state: state.update(mean=torch.zeros_like(p), step=torch.zeros(()))  # AdamW looks for a step
+        state["mean"].lerp_(p.grad, 1 - group["momentum"])
+    wanted = [p.grad.lerp(state["mean"], group["momentum"]).flatten(1) for p, state in zip(params, states)]
+    length = group["lr"] * .2 * max(wanted[0].shape) ** .5
+    for p, direction in zip(params, orthogonal(torch.stack(wanted))):
+        p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(length * direction.view_as(p))
 
 # %% ../09_denoising.ipynb #72497a5e
 def main_process():
@@ -133,7 +134,7 @@ class Run:
         if saved: check_checkpoint(saved, module, optimizer, ema_decay, checkpoint)
         if saved: module.load_state_dict(saved["module"]), optimizer.load_state_dict(saved["optimizer"])
         self.net, self.optimizer = self.accelerator.prepare(module, optimizer)
-        self.ema = EMAModel(self.params, ema_decay, use_ema_warmup=True, power=.75) if ema_decay else None
+        self.ema = ema_decay and EMAModel(self.params, ema_decay, use_ema_warmup=True, power=.75, foreach=True)
         if saved: self.losses = saved["losses"]
         if saved and self.ema: self.ema.load_state_dict(saved["ema"]), self.ema.to(self.accelerator.device)
         if saved and self.accelerator.scaler: self.accelerator.scaler.load_state_dict(saved["scaler"])
@@ -218,8 +219,7 @@ def check_settings(module, lr, ema_decay, mixed_precision, optimizer, **counts):
         raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', not {mixed_precision!r}")
     if mixed_precision == "fp16" and choose_device()[0].type != "cuda":
         raise ValueError("mixed_precision 'fp16' needs a CUDA GPU; 'no' works everywhere")
-    other = {p.dtype for p in module.parameters() if p.requires_grad} - {torch.float32}
-    if other:
+    if other := {p.dtype for p in module.parameters() if p.requires_grad} - {torch.float32}:
         raise ValueError(f"weights to train must be float32, not {other.pop()}: train a .float() copy")
 
 # %% ../09_denoising.ipynb #9142ceee

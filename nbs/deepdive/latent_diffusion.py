@@ -7,7 +7,7 @@ __all__ = ['SCHEDULE', 'pocket_unet', 'training_alphas', 'write_scheduler', 'tra
 
 # %% ../13_latent_diffusion.ipynb #94f44377
 from .autoencoder import pil_to_latents
-from .autoencoder_training import begun_from
+from .autoencoder_training import begun_from, made_ahead
 from .contrastive import pocket_tokenizer, run_folders
 from .denoising import (
     choose_precision, earlier_runs, fit, load_checkpoint, main_process, plot_losses, plot_runs, record,
@@ -16,11 +16,7 @@ from .pictures import BACKGROUNDS, LECTURE, POCKET_STYLES, Pictures
 from .sampling_loop import (
     Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents,
     latents_to_pil, load_models, show_images)
-
-# %% ../13_latent_diffusion.ipynb #8a293e54
-import copy
-import json
-import random
+import copy, json, random
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,13 +59,12 @@ def write_scheduler(out):
     file.parent.mkdir(parents=True, exist_ok=True)
     config = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.42.1", **SCHEDULE}
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    parts = dict(
+    index = dict(
+        _class_name="StableDiffusionPipeline", _diffusers_version="0.42.1", requires_safety_checker=False,
         feature_extractor=[None, None], image_encoder=["transformers", "CLIPVisionModelWithProjection"],
         safety_checker=[None, None], scheduler=["diffusers", "PNDMScheduler"],
         text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
         unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"])
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
-             "requires_safety_checker": False, **parts}
     (Path(out) / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 # %% ../13_latent_diffusion.ipynb #28fe49ce
@@ -92,17 +87,20 @@ def training_models(out, start=None):
 
 # %% ../13_latent_diffusion.ipynb #01be6d38
 @torch.no_grad()
-def cache_latents(vae, pictures, n, seed=0, batch_size=32):
+def cache_latents(vae, pictures, n, seed=0, batch_size=32, workers=0):
     """`n` composites -> dict of scaled latents (n, 4, 16, 16) in float16 and of what each shows.
 
-    `shown` is (n, 3): positions in subjects, styles, BACKGROUNDS."""
-    latents, shown = [], []
-    for start in range(0, n, batch_size):
-        pixels, drawn = pictures.batch(min(batch_size, n - start), seed * 1_000_003 + start)
+    `shown` is (n, 3): positions in subjects, styles, BACKGROUNDS. `workers` as in `made_ahead`."""
+    latents, shown, batches = [], [], -(-n // batch_size)
+    def draw(i):
+        first = i * batch_size
+        pixels, drawn = pictures.batch(min(batch_size, n - first), seed * 1_000_003 + first)
+        return pixels, [d[2:] for d in drawn]
+    for pixels, drawn in map(made_ahead(draw, batches, workers), range(batches)):
         sampled = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.sample()
         latents.append((sampled * vae.config.scaling_factor).half().cpu())
-        shown += [(pictures.subjects.index(d.subject), pictures.styles.index(d.style),
-                   list(BACKGROUNDS).index(d.background)) for d in drawn]
+        shown += [(pictures.subjects.index(subject), pictures.styles.index(style),
+                   list(BACKGROUNDS).index(background)) for subject, style, background in drawn]
     return dict(latents=torch.cat(latents), shown=torch.tensor(shown))
 
 # %% ../13_latent_diffusion.ipynb #e6049deb
@@ -151,19 +149,26 @@ def mixed(states, share, generator):
     return torch.cat([w * states[:n] + (1 - w) * states.roll(1, 0)[:n], states[n:]])
 
 # %% ../13_latent_diffusion.ipynb #0294336b
-def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, mix=.1, loss=None, **settings):
+def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, mix=.1, loss=None, workers=0,
+                  **settings):
     """Train `models.unet` on cached latents with captions worded anew; returns the losses.
 
     `drop` is the share of empty captions, `mix` that of mixed ones, `loss` a module around the UNet
-    (default: DiffusionLoss). Further `settings` go to `fit`."""
-    n, upto = len(cache["latents"]), draw_weights(cache, pictures).cumsum(0).tolist()
-    def make_batch(seed):
+    (default: DiffusionLoss), `workers` as in `made_ahead`; `settings` go to `fit`."""
+    upto = draw_weights(cache, pictures).cumsum(0).tolist()
+    def draw(seed):
         rng = random.Random(seed)
-        rows = rng.choices(range(n), cum_weights=upto, k=batch_size)
+        rows = rng.choices(range(len(upto)), cum_weights=upto, k=batch_size)
         captions = captions_of(pictures, cache["shown"][rows], rng)
         captions = ["" if rng.random() < drop else caption for caption in captions]
-        states = mixed(encode_prompt(models, captions), mix, torch.Generator().manual_seed(seed))
-        return cache["latents"][rows].float(), states, seed
+        return rows, models.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+    draw = made_ahead(draw, steps, workers, PartialState().num_processes)
+    latents = cache["latents"].to(models.device)
+    @torch.no_grad()
+    def make_batch(seed):
+        rows, ids = draw(seed)
+        states = models.text_encoder(ids.to(models.device)).last_hidden_state
+        return latents[rows].float(), mixed(states, mix, torch.Generator().manual_seed(seed)), seed
     if models.device.type == "cpu" and choose_precision() == "bf16":  # there faster than torch's own
         models.unet.set_attn_processor(AttnProcessor())
     return fit(loss or DiffusionLoss(models.unet, training_alphas()), make_batch, steps, **settings)
@@ -179,7 +184,6 @@ def draw_from(models, text, uncond, seed=0, steps=30, guidance_scale=7.5, schedu
     latents = denoise(models, noise, text, uncond, steps, guidance_scale, scheduler=scheduler)
     return latents_to_pil(models.vae, latents)
 
-# %% ../13_latent_diffusion.ipynb #31be4cef
 def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=None, batch_size=20,
              scheduler=None):
     "One PIL image a prompt; the i-th from seed `seed` + i, with the i-th of the prompts in `negative`."
@@ -191,18 +195,17 @@ def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=Non
     return images
 
 # %% ../13_latent_diffusion.ipynb #62dc30fd
-def unet_data(file, vae, n):
+def unet_data(file, vae, n, workers=0):
     "The Pictures of pocket-sd's UNet, and `n` latents of them; from `file`, unless it holds other ones."
     pictures = Pictures(splits=("train",), styles=POCKET_STYLES, often=LECTURE)
     made_of = dict(n=n, scaling_factor=vae.config.scaling_factor, subjects=pictures.subjects)
     with PartialState().main_process_first():
         cache = load_checkpoint(file)
         if not cache or cache["made_of"] != made_of:
-            cache = dict(cache_latents(vae, pictures, n), made_of=made_of)
+            cache = dict(cache_latents(vae, pictures, n, workers=workers), made_of=made_of)
             save_checkpoint(file, **cache)
     return pictures, cache
 
-# %% ../13_latent_diffusion.ipynb #69a39999
 def publish_unet(unet, out, subjects, runs):
     "Save `unet` in the model folder `out`, with the scheduler, what it draws, and how it was trained."
     save_fp16(unet, out / "unet"), write_scheduler(out)
@@ -232,7 +235,8 @@ def unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep):
     "Train, then settle; returns what there is to record of both."
     keep |= dict(seed=1, ema_decay=.999, show_speed=True)
     learnt = unet_training(models, cache, pictures, steps, lr=lr, checkpoint=work / "checkpoint.pt", **keep)
-    settled = settling(models, cache, pictures, settle, share, checkpoint=work / "settled.pt", **keep)
+    settled = settling(
+        models, cache, pictures, settle, share, lr=lr / 4, checkpoint=work / "settled.pt", **keep)
     run = dict(n_latents=len(cache["latents"]), batch_size=keep["batch_size"], optimizer=keep["optimizer"])
     runs = [dict(run, steps=steps, losses=thinned(learnt)),
             dict(run, steps=settle, losses=thinned(settled), share=share)]
@@ -252,13 +256,14 @@ def train_unet(
     mixed_precision: str = None,  # no, bf16 or fp16 (default: what this machine is fast in)
     share: float = .45,  # how much less: its guidance, relative to before
     start: str = None,  # folder of a trained UNet to start from
+    workers: int = 0,  # processes that make batches ahead; with a GPU as many as there are cores
 ):
     "Train pocket-sd's UNet on cached latents; goes on from its checkpoint."
-    counts = dict(steps=steps, settle=settle, batch_size=batch_size, n_latents=n_latents)
-    out, work = run_folders(out, work, **counts)
+    keep = dict(batch_size=batch_size, workers=workers)
+    out, work = run_folders(out, work, steps=steps, settle=settle, n_latents=n_latents, **keep)
     models, runs = training_models(out, start), earlier_runs("unet", start)
-    pictures, cache = unet_data(work / "latents.pt", models.vae, n_latents)
-    keep = dict(batch_size=batch_size, mixed_precision=mixed_precision, optimizer=optimizer)
+    pictures, cache = unet_data(work / "latents.pt", models.vae, n_latents, workers)
+    keep |= dict(mixed_precision=mixed_precision, optimizer=optimizer)
     runs += unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep)
     if main_process(): publish_unet(models.unet, out, pictures.subjects, runs)
 
@@ -272,10 +277,8 @@ class SettlingLoss(DiffusionLoss):
         super().__init__(unet, alphas_cumprod)
         self.share, self.wrong, self.frozen = share, wrong, [teacher, uncond]  # a list: not the module's
 
-    def misled(self, batch): return round(self.wrong * len(batch))
-
     def forward(self, latents, text_states, seed, per_sample=False):
-        n = self.misled(latents)
+        n = round(self.wrong * len(latents))
         told = torch.cat([text_states[:n].roll(1, 0), text_states[n:]])
         return super().forward(latents, told, seed, per_sample)
 
@@ -285,7 +288,7 @@ class SettlingLoss(DiffusionLoss):
         both = torch.cat([empty.expand_as(told), told])
         answers = teacher(torch.cat([noisy] * 2), torch.cat([t] * 2), encoder_hidden_states=both).sample
         uncond, cond = answers.float().chunk(2)
-        contradicted = (torch.arange(len(t), device=t.device) < self.misled(noisy)) & (t < 500)
+        contradicted = (torch.arange(len(t), device=t.device) < round(self.wrong * len(t))) & (t < 500)
         return uncond + torch.where(contradicted, 0., self.share)[:, None, None, None] * (cond - uncond)
 
 # %% ../13_latent_diffusion.ipynb #3217473e
