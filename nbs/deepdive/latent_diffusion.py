@@ -33,9 +33,7 @@ from transformers import CLIPTextModel
 
 # %% ../13_latent_diffusion.ipynb #6552ff81
 def pocket_unet(channels=(64, 128, 192), width=128):
-    """An untrained UNet2DConditionModel for latents of 16 x 16 and text states of `width` numbers.
-
-    It has 8.8 M parameters instead of 860 M."""
+    "An untrained UNet for latents of 16 x 16 and text states of `width` numbers: 8.8 M parameters, not 860 M."
     return UNet2DConditionModel(
         sample_size=16, block_out_channels=channels, layers_per_block=1,
         cross_attention_dim=width, attention_head_dim=4,
@@ -57,15 +55,15 @@ def write_scheduler(out):
     "Write SD 1.x's scheduler file, and the model_index.json that makes `out` a StableDiffusionPipeline."
     file = Path(out) / "scheduler" / "scheduler_config.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    config = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.42.1", **SCHEDULE}
-    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    config = dict(_class_name="PNDMScheduler", _diffusers_version="0.42.1", **SCHEDULE)
     index = dict(
         _class_name="StableDiffusionPipeline", _diffusers_version="0.42.1", requires_safety_checker=False,
         feature_extractor=[None, None], image_encoder=["transformers", "CLIPVisionModelWithProjection"],
         safety_checker=[None, None], scheduler=["diffusers", "PNDMScheduler"],
         text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
         unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"])
-    (Path(out) / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for to, values in (file, config), (Path(out) / "model_index.json", index):
+        to.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 # %% ../13_latent_diffusion.ipynb #28fe49ce
 def training_models(out, start=None):
@@ -177,8 +175,7 @@ def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, mix=.1
 def draw_from(models, text, uncond, seed=0, steps=30, guidance_scale=7.5, scheduler=None):
     """One PIL image for each of the text states (B, 77, width), the i-th from seed `seed` + i.
 
-    `uncond` are as many states, or one, for what guidance leads away from. Euler's steps are taken, or
-    those of another `scheduler`."""
+    `uncond`: as many states, or one, to lead away from. `scheduler`: Euler's, if no other is given."""
     noise = torch.cat([initial_latents(models, seed=seed + i) for i in range(len(text))])
     scheduler = scheduler or EulerDiscreteScheduler.from_config(models.scheduler.config)
     latents = denoise(models, noise, text, uncond, steps, guidance_scale, scheduler=scheduler)
@@ -223,23 +220,23 @@ def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5, told=True)
     for start in range(0, n, 64):
         rows = [rng.randrange(len(cache["latents"])) for _ in range(64)]
         captions = captions_of(pictures, cache["shown"][rows], rng)  # drawn in any case: the same rows
-        captions = captions if told else [""] * len(captions)
         latents = cache["latents"][rows].to(models.device, models.dtype)
-        error, t = loss(latents, encode_prompt(models, captions), seed + start, per_sample=True)
+        states = encode_prompt(models, captions if told else [""] * len(captions))
+        error, t = loss(latents, states, seed + start, per_sample=True)
         bin_of = t.cpu() * bins // 1000
         total.index_add_(0, bin_of, error.cpu()), count.index_add_(0, bin_of, torch.ones(64))
     return total / count
 
 # %% ../13_latent_diffusion.ipynb #461034eb
-def unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep):
+def unet_runs(models, cache, pictures, steps, settle, share, before, lr, work, **keep):
     "Train, then settle; returns what there is to record of both."
     keep |= dict(seed=1, ema_decay=.999, show_speed=True)
     learnt = unet_training(models, cache, pictures, steps, lr=lr, checkpoint=work / "checkpoint.pt", **keep)
-    settled = settling(
-        models, cache, pictures, settle, share, lr=lr / 4, checkpoint=work / "settled.pt", **keep)
+    settled = settling(models, cache, pictures, settle, share, before=before, lr=lr / 4,
+                       checkpoint=work / "settled.pt", **keep)
     run = dict(n_latents=len(cache["latents"]), batch_size=keep["batch_size"], optimizer=keep["optimizer"])
     runs = [dict(run, steps=steps, losses=thinned(learnt)),
-            dict(run, steps=settle, losses=thinned(settled), share=share)]
+            dict(run, steps=settle, losses=thinned(settled), share=share, before=before)]
     return [run for run in runs if run["steps"]]
 
 # %% ../13_latent_diffusion.ipynb #c01e8490
@@ -255,6 +252,7 @@ def train_unet(
     out: str = None,  # model folder (default: data/pocket-sd), with its text encoder and VAE already there
     mixed_precision: str = None,  # no, bf16 or fp16 (default: what this machine is fast in)
     share: float = .45,  # how much less: its guidance, relative to before
+    before: float = 0.,  # weight of the network from before settling in the mean of both that is kept
     start: str = None,  # folder of a trained UNet to start from
     workers: int = 0,  # processes that make batches ahead; with a GPU as many as there are cores
 ):
@@ -264,7 +262,7 @@ def train_unet(
     models, runs = training_models(out, start), earlier_runs("unet", start)
     pictures, cache = unet_data(work / "latents.pt", models.vae, n_latents, workers)
     keep |= dict(mixed_precision=mixed_precision, optimizer=optimizer)
-    runs += unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep)
+    runs += unet_runs(models, cache, pictures, steps, settle, share, before, lr, work, **keep)
     if main_process(): publish_unet(models.unet, out, pictures.subjects, runs)
 
 # %% ../13_latent_diffusion.ipynb #7694c455
@@ -292,9 +290,11 @@ class SettlingLoss(DiffusionLoss):
         return uncond + torch.where(contradicted, 0., self.share)[:, None, None, None] * (cond - uncond)
 
 # %% ../13_latent_diffusion.ipynb #3217473e
-def settling(models, cache, pictures, steps, share, wrong=.35, lr=2.5e-4, **settings):
-    "Train `models.unet` to follow the text only `share` as much as now; returns the losses."
+def settling(models, cache, pictures, steps, share, wrong=.35, before=0., lr=2.5e-4, **settings):
+    "Train `models.unet` to follow the text `share` as much as now, and mix in `before` of its old weights."
     if not steps: return []
     teacher = copy.deepcopy(models.unet).to(models.device).requires_grad_(False)
     loss = SettlingLoss(models.unet, training_alphas(), teacher, encode_prompt(models, ""), share, wrong)
-    return unet_training(models, cache, pictures, steps, loss=loss, lr=lr, mix=0, **settings)
+    losses = unet_training(models, cache, pictures, steps, loss=loss, lr=lr, mix=0, **settings)
+    for new, old in zip(models.unet.parameters(), teacher.parameters()): new.data.lerp_(old.data, before)
+    return losses

@@ -205,6 +205,20 @@ def test_orthogonal_keeps_directions_and_evens_out_lengths():
         assert .6 < even.diagonal().min() and even.diagonal().max() < 1.3 and (even - even.diagonal().diag()).abs().max() < .1
 
 
+def test_muon_takes_weights_of_one_shape_together_as_it_would_one_by_one():
+    together = [nn.Parameter(torch.randn(6, 8, generator=torch.Generator().manual_seed(i))) for i in range(4)]
+    apart = [nn.Parameter(p.detach().clone()) for p in together]
+    optimizer = Muon(together, lr=.1, weight_decay=.01)
+    for step in range(2):
+        for i, (p, q) in enumerate(zip(together, apart)): p.grad = q.grad = torch.randn(6, 8, generator=torch.Generator().manual_seed(9 * step + i))
+        optimizer.step()
+        for i in 1, 2:  # the first and the last are AdamW's
+            own = optimizer.state[together[i]]["mean"]
+            direction = orthogonal(apart[i].grad.lerp(own, .95))
+            apart[i].data.mul_(1 - .001).sub_(.1 * .2 * 8**.5 * direction)
+            assert torch.allclose(together[i], apart[i], atol=2e-3 if choose_precision() == "bf16" else 1e-6)
+
+
 def test_checkpoints_hold_no_code(tmp_path):
     torch.save(dict(module=Line()), tmp_path / "bad.pt")
     with pytest.raises(Exception, match="weights_only|Weights only"): load_checkpoint(tmp_path / "bad.pt")
