@@ -236,8 +236,7 @@ def train_vae(
     shares = list(zip(kinds.values(), (batch_size - quarter, quarter)))
     kept_aside = {kind: pictures.batch(64, 999_999)[0] for kind, pictures in kinds.items()}
     keep = dict(mixed_precision=mixed_precision, show_speed=True, workers=workers)
-    runs += vae_stretch("vae", vae, shares, steps, VAELoss, kept_aside, work, out, lr=lr,
-                        optimizer=optimizer, **keep)
-    runs += vae_stretch("vae_finished", vae, shares, finish, FinishingLoss, kept_aside, work, out,
-                        lr=lr / 4, **keep)
+    rest = kept_aside, work, out
+    runs += vae_stretch("vae", vae, shares, steps, VAELoss, *rest, lr=lr, optimizer=optimizer, **keep)
+    runs += vae_stretch("vae_finished", vae, shares, finish, FinishingLoss, *rest, lr=lr / 4, **keep)
     if main_process(): publish_vae(vae, out, kinds["pocket-sd"], runs)

@@ -116,7 +116,7 @@ def contrastive_training(pictures, text_encoder, image_encoder, tokenizer, steps
 def run_folders(out, *work, **counts):
     """The model folder `out` (default: data/pocket-sd), and the folder `work` of a command, as Paths.
 
-    Raises TypeError or ValueError where `counts` are no whole numbers of at least 1 (steps of a part, workers: 0),
+    Raises TypeError or ValueError where `counts` are no whole numbers of at least 1 (some: 0),
     NotADirectoryError or PermissionError where a folder cannot be written to."""
     for name, value in counts.items():
         check_number(name, value, 0 if name in ("steps", "finish", "settle", "workers") else 1, whole=True)

@@ -127,14 +127,14 @@ class Run:
         self.module, self.checkpoint, self.seed, self.losses = module, checkpoint, seed, []
         self.samples = self.seconds = 0
         module.to(self.accelerator.device).train()
-        self.params = [p for p in module.parameters() if p.requires_grad]
+        self.params = params = [p for p in module.parameters() if p.requires_grad]
         optimizer = (Muon if optimizer == "muon" else torch.optim.AdamW)(
             self.params, lr=lr, weight_decay=weight_decay, betas=(.9, .99))
         saved = load_checkpoint(checkpoint)
         if saved: check_checkpoint(saved, module, optimizer, ema_decay, checkpoint)
         if saved: module.load_state_dict(saved["module"]), optimizer.load_state_dict(saved["optimizer"])
         self.net, self.optimizer = self.accelerator.prepare(module, optimizer)
-        self.ema = ema_decay and EMAModel(self.params, ema_decay, use_ema_warmup=True, power=.75, foreach=True)
+        self.ema = ema_decay and EMAModel(params, ema_decay, use_ema_warmup=True, power=.75, foreach=True)
         if saved: self.losses = saved["losses"]
         if saved and self.ema: self.ema.load_state_dict(saved["ema"]), self.ema.to(self.accelerator.device)
         if saved and self.accelerator.scaler: self.accelerator.scaler.load_state_dict(saved["scaler"])

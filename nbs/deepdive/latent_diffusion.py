@@ -33,7 +33,7 @@ from transformers import CLIPTextModel
 
 # %% ../13_latent_diffusion.ipynb #6552ff81
 def pocket_unet(channels=(64, 128, 192), width=128):
-    "An untrained UNet for latents of 16 x 16 and text states of `width` numbers: 8.8 M parameters, not 860 M."
+    "An untrained UNet for latents of 16 x 16 and text states of `width` numbers: 8.8 M parameters."
     return UNet2DConditionModel(
         sample_size=16, block_out_channels=channels, layers_per_block=1,
         cross_attention_dim=width, attention_head_dim=4,
