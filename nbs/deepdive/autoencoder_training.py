@@ -91,7 +91,8 @@ def made_ahead(make_batch, steps, workers=0, every=1):
         if not coming:
             coming.append(iter(DataLoader(
                 range(seed, seed + steps * every, every), batch_size=None, collate_fn=make_batch,
-                num_workers=workers, generator=torch.Generator())))  # or it would draw from torch's own
+                num_workers=workers, multiprocessing_context="fork",
+                generator=torch.Generator())))  # or it would draw from torch's own
         return next(coming[0])
     return ahead
 

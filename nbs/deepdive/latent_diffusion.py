@@ -16,6 +16,7 @@ from .pictures import BACKGROUNDS, LECTURE, POCKET_STYLES, Pictures
 from .sampling_loop import (
     Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents,
     latents_to_pil, load_models, show_images)
+
 import copy, json, random
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,9 @@ from transformers import CLIPTextModel
 
 # %% ../13_latent_diffusion.ipynb #6552ff81
 def pocket_unet(channels=(64, 128, 192), width=128):
-    "An untrained UNet for latents of 16 x 16 and text states of `width` numbers: 8.8 M parameters."
+    """An untrained UNet2DConditionModel for latents of 16 x 16 and text states of `width` numbers.
+
+    It has 8.8 M parameters instead of 860 M."""
     return UNet2DConditionModel(
         sample_size=16, block_out_channels=channels, layers_per_block=1,
         cross_attention_dim=width, attention_head_dim=4,
@@ -228,15 +231,15 @@ def loss_by_timestep(models, cache, pictures, n=512, bins=10, seed=5, told=True)
     return total / count
 
 # %% ../13_latent_diffusion.ipynb #461034eb
-def unet_runs(models, cache, pictures, steps, settle, share, before, lr, work, **keep):
+def unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep):
     "Train, then settle; returns what there is to record of both."
     keep |= dict(seed=1, ema_decay=.999, show_speed=True)
     learnt = unet_training(models, cache, pictures, steps, lr=lr, checkpoint=work / "checkpoint.pt", **keep)
-    settled = settling(models, cache, pictures, settle, share, before=before, lr=lr / 4,
+    settled = settling(models, cache, pictures, settle, share, lr=lr / 4,
                        checkpoint=work / "settled.pt", **keep)
     run = dict(n_latents=len(cache["latents"]), batch_size=keep["batch_size"], optimizer=keep["optimizer"])
     runs = [dict(run, steps=steps, losses=thinned(learnt)),
-            dict(run, steps=settle, losses=thinned(settled), share=share, before=before)]
+            dict(run, steps=settle, losses=thinned(settled), share=share)]
     return [run for run in runs if run["steps"]]
 
 # %% ../13_latent_diffusion.ipynb #c01e8490
@@ -252,7 +255,6 @@ def train_unet(
     out: str = None,  # model folder (default: data/pocket-sd), with its text encoder and VAE already there
     mixed_precision: str = None,  # no, bf16 or fp16 (default: what this machine is fast in)
     share: float = .45,  # how much less: its guidance, relative to before
-    before: float = 0.,  # weight of the network from before settling in the mean of both that is kept
     start: str = None,  # folder of a trained UNet to start from
     workers: int = 0,  # processes that make batches ahead; with a GPU as many as there are cores
 ):
@@ -262,7 +264,7 @@ def train_unet(
     models, runs = training_models(out, start), earlier_runs("unet", start)
     pictures, cache = unet_data(work / "latents.pt", models.vae, n_latents, workers)
     keep |= dict(mixed_precision=mixed_precision, optimizer=optimizer)
-    runs += unet_runs(models, cache, pictures, steps, settle, share, before, lr, work, **keep)
+    runs += unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep)
     if main_process(): publish_unet(models.unet, out, pictures.subjects, runs)
 
 # %% ../13_latent_diffusion.ipynb #7694c455
@@ -290,11 +292,9 @@ class SettlingLoss(DiffusionLoss):
         return uncond + torch.where(contradicted, 0., self.share)[:, None, None, None] * (cond - uncond)
 
 # %% ../13_latent_diffusion.ipynb #3217473e
-def settling(models, cache, pictures, steps, share, wrong=.35, before=0., lr=2.5e-4, **settings):
-    "Train `models.unet` to follow the text `share` as much as now, and mix in `before` of its old weights."
+def settling(models, cache, pictures, steps, share, wrong=.35, lr=2.5e-4, **settings):
+    "Train `models.unet` to follow the text only `share` as much as now; returns the losses."
     if not steps: return []
     teacher = copy.deepcopy(models.unet).to(models.device).requires_grad_(False)
     loss = SettlingLoss(models.unet, training_alphas(), teacher, encode_prompt(models, ""), share, wrong)
-    losses = unet_training(models, cache, pictures, steps, loss=loss, lr=lr, mix=0, **settings)
-    for new, old in zip(models.unet.parameters(), teacher.parameters()): new.data.lerp_(old.data, before)
-    return losses
+    return unet_training(models, cache, pictures, steps, loss=loss, lr=lr, mix=0, **settings)

@@ -1,5 +1,6 @@
 "Notebooks 12 to 14: autoencoder, latent diffusion and evaluation; their commands, alone and in two processes; the records."
 import copy
+import itertools
 import json
 import random
 import re
@@ -17,14 +18,14 @@ from PIL import Image
 from torch import nn
 
 from deepdive import evaluation
-from deepdive.autoencoder_training import FinishingLoss, VAELoss, batch_psnr, begun_from, made_ahead, pocket_vae, round_trip, train_vae
+from deepdive.autoencoder_training import FinishingLoss, VAELoss, batch_psnr, begun_from, edges, made_ahead, pocket_vae, round_trip, train_vae
 from deepdive.contrastive import train_text
 from deepdive.denoising import load_checkpoint, save_fp16, training_record
 from deepdive.evaluation import (
     at_limit, behaviour, combinations, distance, evaluate, frechet, giving_way, guesses, half_way, judge_sees, limits, mixes, pairs, scores,
     seed_distances, seen_features)
 from deepdive.latent_diffusion import (
-    SCHEDULE, DiffusionLoss, SettlingLoss, cache_latents, draw_weights, generate, loss_by_timestep, mixed, pocket_unet, settling, train_unet,
+    SCHEDULE, DiffusionLoss, SettlingLoss, cache_latents, draw_weights, generate, loss_by_timestep, mixed, pocket_unet, train_unet,
     training_alphas, training_models, unet_data, unet_training, write_scheduler)
 from deepdive.pictures import POCKET_STYLES, Judge, Pictures, load_judge
 from deepdive.sampling_loop import data_folder, encode_prompt, mean_difference
@@ -32,7 +33,9 @@ from deepdive.sampling_loop import data_folder, encode_prompt, mean_difference
 
 def test_shipped_vae_brings_pictures_back(models):
     pixels, _ = Pictures(splits=("train",)).batch(32, seed=31)
-    assert batch_psnr(pixels, round_trip(models.vae, pixels)).mean() > 25
+    decoded = round_trip(models.vae, pixels)
+    assert batch_psnr(pixels, decoded).mean() > 29
+    assert edges(decoded).square().mean() > .7 * edges(pixels).square().mean()  # .79; before the discriminator .59: soft
     latents = models.vae.encode(pixels).latent_dist.sample() * models.vae.config.scaling_factor
     assert .9 < latents.std() < 1.1
 
@@ -88,6 +91,14 @@ def test_diffusion_loss_weights():
     snr = abar[t] / (1 - abar[t])
     assert torch.allclose(loss(torch.zeros(64, 4, 8, 8), None, 0), (error * snr.clamp(.05, 5) / snr).mean())
     assert snr.min() < .05 and snr.max() > 5
+
+
+def test_shipped_unet_names_the_noise(models):
+    few = Pictures(splits=("train",), styles=POCKET_STYLES)
+    torch.manual_seed(1)
+    errors = loss_by_timestep(models, cache_latents(models.vae, few, 96, seed=1), few, n=256, bins=5)
+    # over three draws .107 to .138, .037 to .042, .023 to .024, .014, .005 to .007; before the GPU .18, .07, .03, .02, .006
+    assert all(errors < torch.tensor([.17, .06, .035, .022, .01]))
 
 
 def test_unet_text_and_timestep_matter(models):
@@ -177,17 +188,6 @@ def test_generate_gives_each_picture_its_own_seed(models):
     assert mean_difference(generate(models, ["a parrot"], steps=2, seed=6)[0], two) < .5 < mean_difference(one, two)
     assert mean_difference(generate(models, ["a parrot"], steps=4, seed=6)[0],
                            generate(models, ["a parrot"], steps=4, seed=6, scheduler=models.scheduler)[0]) > .1
-
-
-def test_some_of_the_weights_from_before_settling_may_be_kept(models):
-    few = Pictures(subjects=["parrot", "castle"], styles=("3d render",))
-    cache, ends = cache_latents(models.vae, few, 4), []
-    for before in 0., .25, 1.:
-        net = replace(models, unet=copy.deepcopy(models.unet).requires_grad_(True))
-        assert len(settling(net, cache, few, 2, .5, before=before, batch_size=4, report_every=None)) == 2
-        ends.append(net.unet.conv_in.weight.detach())
-    assert torch.equal(ends[2], models.unet.conv_in.weight) and not torch.equal(ends[0], ends[2])
-    assert torch.allclose(ends[1], .75 * ends[0] + .25 * ends[2], atol=1e-6)
 
 
 def test_a_settled_copy_is_to_answer_as_its_teacher_would_at_less_guidance(models):
@@ -425,16 +425,20 @@ def test_weights_that_are_missing_are_named(tmp_path):
 def test_records_of_the_long_runs_are_there():
     for name, keys in dict(text=set(), vae={"psnr"}, unet={"n_latents"}).items():
         runs = training_record(name)["runs"]
-        for before, run in zip([None, *runs], runs):
-            assert {"losses", "steps", "batch_size"} | keys <= set(run)
-            tenth = len(run["losses"]) // 10
-            if run.get("run") == "vae_finished":  # its loss is raised again by a discriminator that learns
+        for run in runs: assert {"losses", "steps", "batch_size"} | keys <= set(run)
+        def kind(run): return [run.get(key) for key in ("run", "n_latents", "batch_size", "optimizer", "share")]
+        for (first, *_), alike in itertools.groupby(runs, kind):  # runs that go on from each other count as one
+            losses = [loss for run in alike for loss in run["losses"]]
+            tenth = len(losses) // 10
+            # a finisher's loss is raised again by a discriminator that learns
+            if first != "vae_finished": assert sum(losses[-tenth:]) < .9 * sum(losses[:tenth])
+        for before, run in zip(runs, runs[1:]):
+            if run.get("run") == "vae_finished":
                 psnr = list(run["psnr"].values())
-                assert psnr[-1] > psnr[0] + .1
-                # between the two finishing runs the oil paintings were drawn anew: no comparison
-                # and what a discriminator makes sharp may cost some tenths of a dB
+                assert psnr[-1] > psnr[0] + (.2 if run["steps"] >= 1000 else .1)
+                # between the two finishing runs the oil paintings were drawn anew: no comparison; and what a discriminator
+                # makes sharp (see test_shipped_vae_brings_pictures_back) may cost some tenths of a dB
                 assert before["run"] == "vae_finished" or psnr[-1] > max(before["psnr"].values()) - .3
-            else: assert sum(run["losses"][-tenth:]) < sum(run["losses"][:tenth])  # of one that goes on it falls by a few percent
     result = training_record("evaluation")
     assert set(result) == {"seen", "held_out"} and all(set(rows) == {"real", "round_trip", "generated"} for rows in result.values())
     assert set(training_record("behaviour")["guidance"]) == {"0", "1", "3", "5", "7.5", "12"}
@@ -454,7 +458,7 @@ def test_readme_and_cards_say_what_was_measured(models):
     pixels, _ = Pictures(anywhere=True).batch(64, seed=999_999)
     psnr = batch_psnr(pixels, round_trip(models.vae, pixels)).mean().item()
     recorded = list(training_record("vae")["runs"][-1]["psnr"].values())[-1]
-    assert abs(psnr - recorded) < .3 and f"PSNR {recorded:.2f} dB" in card  # .3: recorded with the pictures' earlier places
+    assert abs(psnr - recorded) < .05 and f"PSNR {recorded:.2f} dB" in card
 
 
 def test_frechet_distance_of_known_clouds():
