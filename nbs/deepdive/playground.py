@@ -196,7 +196,7 @@ def received(self: Playground, change):
 def still(self: Playground):
     "What is shown where no front end is: four predicted ends on the way, and the picture."
     self.image, ends = forming(self.models, self.made, pushes=self.pushes, words=self.words)
-    titles = [*(f"predicted end, step {k}" for k in ends), f"{self.made.prompt:.36}"]
+    titles = [*(f"predicted end, step {k}" for k in ends), "the picture"]
     show_images([*ends.values(), self.image], titles, size=1.5)
 
 @patch
