@@ -14,8 +14,8 @@ from .denoising import (
     save_checkpoint, save_fp16, thinned, training_record)
 from .pictures import BACKGROUNDS, LECTURE, POCKET_STYLES, Pictures
 from .sampling_loop import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents, latents_to_pil,
-    load_models, show_images)
+    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents,
+    latents_to_pil, load_models, show_images)
 
 import copy, json, random
 from dataclasses import replace
