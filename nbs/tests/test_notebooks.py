@@ -123,6 +123,16 @@ MISTAKES = {  # notebook: [(a wrong solution, a part of the reply)]
          "either direction"),
         ("def luck(a, b, n=200): return float((abs(np.subtract(*np.random.default_rng(2).binomial(n, .845, (2, 100_000)))) > 6).mean())\n",
          "or more")],
+    "15_finetuning": [
+        ("def lora_numbers(unet, rank): return sum(m.weight.numel() for m in layers)\n", "stand still"),
+        ("def lora_numbers(unet, rank): return sum(rank * m.in_features for m in layers)\n", "count both"),
+        ("def lora_numbers(unet, rank): return sum(rank * rank * (m.in_features + m.out_features) for m in layers)\n", "once in each matrix"),
+        ("def blend(before, after, share): return copy.deepcopy(before if share < .5 else after)\n", "the first grade"),
+        ("def blend(before, after, share):\n    new, goal = copy.deepcopy(after), before.state_dict()\n"
+         "    new.load_state_dict({k: torch.lerp(v, goal[k], share) for k, v in after.state_dict().items()})\n    return new\n", "share 0 is to be"),
+        ("def blend(before, after, share):\n    goal = after.state_dict()\n"
+         "    before.load_state_dict({k: torch.lerp(v, goal[k], share) for k, v in before.state_dict().items()})\n    return before\n",
+         "`before` itself was changed")],
 }
 
 

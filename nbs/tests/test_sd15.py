@@ -16,15 +16,14 @@ from deepdive.textual_inversion import add_token
 from deepdive.unet import attention_maps, txt2img
 
 
-@pytest.fixture(scope="module")
-def sd15(models):
+def random_sd15(models, dtype):
+    "Models in SD 1.5's shapes, with random weights in `dtype`, and the tokenizer of `models`."
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
         vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
                             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
         text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
                                             projection_dim=768))
-    dtype = torch.bfloat16 if choose_precision("cpu") == "bf16" else torch.float32  # emulated bfloat16 is many times slower
     torch.manual_seed(0)
     for part in unet, vae, text:
         part.to_empty(device="cpu").to(dtype).eval().requires_grad_(False)
@@ -35,6 +34,11 @@ def sd15(models):
             if name.endswith("position_ids"): b.copy_(torch.arange(77))
     tokenizer = type(models.tokenizer).from_pretrained(models.source / "tokenizer")  # its own: a test adds to it
     return Models(tokenizer, text, vae, unet, models.scheduler, torch.device("cpu"), dtype)
+
+
+@pytest.fixture(scope="module")
+def sd15(models):
+    return random_sd15(models, torch.bfloat16 if choose_precision("cpu") == "bf16" else torch.float32)  # emulated bfloat16 is many times slower
 
 
 def test_sizes_are_sd15s_own(sd15):
