@@ -1,4 +1,4 @@
-"""Notebook 08's panel in a real browser: Chromium, by Playwright, on JupyterLab. Skipped where there is no Chromium (`apt install chromium`).
+"""Notebook 08's panel in a real browser: Chromium, by Playwright, on JupyterLab and the classic Notebook. Skipped where there is no Chromium (`apt install chromium`).
 
 `DEEPDIVE_SCREENSHOTS=folder` keeps screenshots at widths of 1400 and 700 pixels."""
 import io
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,9 @@ CELLS = [PANEL, "print(6 * 7)", "leaf_through([image for image, _ in panel.kept]
 NO_NEWS = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    "The address of a notebook in JupyterLab, whose folder, settings and home are temporary ones."
-    home = tmp_path_factory.mktemp("lab")
+@contextmanager
+def served(home, app):
+    "The address of a server of `app`, whose folder, settings and home are the temporary `home`, with a notebook panel.ipynb."
     cells = [dict(cell_type="code", id=f"cell{i}", metadata={}, source=s, outputs=[], execution_count=None) for i, s in enumerate(CELLS)]
     kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"), language_info=dict(name="python"))
     (home / "panel.ipynb").write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
@@ -50,7 +50,7 @@ def lab(tmp_path_factory):
            "IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(NBS), "DEEPDIVE_DATA": str(data_folder())}
     address, log = f"http://127.0.0.1:{port}", open(home / "lab.log", "w")
     server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={home}", f"--port={port}", "--ip=127.0.0.1",
+        [sys.executable, "-m", app, "--no-browser", "--allow-root", f"--ServerApp.root_dir={home}", f"--port={port}", "--ip=127.0.0.1",
          "--IdentityProvider.token=", "--ServerApp.port_retries=0"], cwd=home, env=env, stdout=log, stderr=log)
     try:
         for _ in range(240):
@@ -58,7 +58,7 @@ def lab(tmp_path_factory):
             except OSError: time.sleep(.5)
             else: break
         else: raise RuntimeError((home / "lab.log").read_text()[-2000:])
-        yield f"{address}/lab/tree/panel.ipynb?reset"
+        yield address
     finally:
         server.terminate()
         server.wait(30)
@@ -66,22 +66,34 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(lab):
-    "The notebook with its panel shown; `page.faults` collects what the browser's console calls an error."
+def browser():
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport=dict(width=1400, height=1500))
-        page.faults = []
-        page.on("console", lambda m: m.type == "error" and page.faults.append(m.text))
-        page.on("pageerror", lambda e: page.faults.append(str(e)))
-        page.set_default_timeout(240_000)
-        page.goto(lab)
+        yield browser
+        browser.close()
+
+
+def shown(browser, address):
+    "The page there; `faults` collects what the browser's console calls an error."
+    page = browser.new_page(viewport=dict(width=1400, height=1500))
+    page.faults = []
+    page.on("console", lambda m: m.type == "error" and page.faults.append(m.text))
+    page.on("pageerror", lambda e: page.faults.append(str(e)))
+    page.set_default_timeout(240_000)
+    page.goto(address)
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(browser, tmp_path_factory):
+    "The notebook in JupyterLab, with its panel shown."
+    with served(tmp_path_factory.mktemp("lab"), "jupyterlab") as address:
+        page = shown(browser, f"{address}/lab/tree/panel.ipynb?reset")
         page.get_by_text("| Idle").wait_for()
         run_cell(page, 0)
         page.get_by_role("button", name="Make").wait_for()
         finished(page)
         yield page
-        browser.close()
 
 
 def run_cell(page, n):
@@ -172,7 +184,7 @@ def test_errors_are_shown_in_one_sentence(page):
     panel(page).get_by_text("Error: this push has no number to give").wait_for()
     panel(page).get_by_role("combobox", name="Push", exact=True).select_option("none")
     finished(page)
-    assert not panel(page).get_by_text("Error").count()
+    panel(page).get_by_text("Error").wait_for(state="hidden")
     upload(page, "notes.png", b"no picture at all")
     panel(page).get_by_text("Error: 'notes.png' is no picture that can be read").wait_for()
     assert finished(page) == before
@@ -222,3 +234,20 @@ def test_no_error_in_the_console_and_no_part_beyond_the_edge(page):
         for box in (b.bounding_box() for b in panel(page).locator("input:visible, select, textarea, button, figure").all()):
             assert box is None or box["x"] + box["width"] <= area["x"] + area["width"] + 1
     assert page.faults == []
+
+
+def test_it_works_in_the_classic_notebook(browser, tmp_path):
+    pytest.importorskip("notebook")
+    with served(tmp_path, "notebook") as address:
+        page = shown(browser, f"{address}/notebooks/panel.ipynb")
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
+        page.faults.clear()  # Notebook's own, while it starts
+        for _ in range(30):  # until the kernel listens
+            run_cell(page, 0)
+            page.wait_for_timeout(2000)
+            if page.locator(".jp-InputPrompt").first.inner_text() != "[ ]:": break
+        button(page, "Make").wait_for()
+        before = finished(page)
+        number(page, "Seed", 5)
+        after = finished(page, but=before)
+        assert "seed=5" in settings(page) and after != before and page.faults == []
