@@ -103,12 +103,12 @@ def copied(models):
     parts = {part: copy.deepcopy(getattr(models, part)) for part in ("tokenizer", "text_encoder", "unet")}
     return replace(models, **parts)
 
-def learners(models, method, rank=8):
+def learners(models, method, rank=4):
     "Finetuning of copied `models`, in which only what `method` trains has requires_grad."
     models.unet.requires_grad_(method in ("dreambooth", "full"))
     models.text_encoder.requires_grad_(method == "full")
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    if method == "lora": models.unet.add_adapter(config)
+    layers = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]  # attention, ResNet blocks
+    if method == "lora": models.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
     return Finetuning(models)
 
 # %% ../15_finetuning.ipynb #3a9c6ecb
@@ -133,7 +133,7 @@ class Inversion(Finetuning):
 
 # %% ../15_finetuning.ipynb #6f96ddad
 def teach(models, images, method="lora", word="sks", kind="picture", wording="a picture of {name}",
-          prior=0, rank=8, **settings):
+          prior=0, rank=4, **settings):
     """Train a copy of float32 `models` on `images` {file: PIL}.
 
     Returns the copy, the words to type, the losses, and how many numbers learned. `wording` makes a caption
@@ -156,7 +156,7 @@ def teach(models, images, method="lora", word="sks", kind="picture", wording="a 
     return models, name, losses, numbers
 
 # %% ../15_finetuning.ipynb #3df4e1b8
-RATES = {"inversion": (2e-2, 5e-3), "dreambooth": (3e-4, 5e-6), "lora": (3e-3, 1e-4), "full": (3e-4, 1e-5)}
+RATES = {"inversion": (2e-2, 5e-3), "dreambooth": (3e-4, 5e-6), "lora": (2e-3, 1e-4), "full": (3e-4, 1e-5)}
 def settings_for(models, method, prior=0):
     "What `teach` takes where nothing else is said: for pocket-sd, or for SD 1.x on a GPU of 8 GB."
     steps = (120 if method in ("inversion", "lora") else 60) * (2 if prior else 1)  # half for the prior
