@@ -367,7 +367,7 @@ ANIMALS = {"brown bear", "wild boar", *"""badger bat beaver camel cat cow deer e
            koala leopard lion mouse otter panda pig puppy rabbit rhinoceros sheep skunk tiger unicorn zebra""".split()}
 
 
-def from_the_photo(s, prompt): return s.changed(prompt, photo("parrot"), .8)
+def from_the_photo(s, prompt): return s.changed(prompt, photo("parrot"), .9)
 
 
 @claim("03")
@@ -376,6 +376,10 @@ def one_word_keeps_the_parrot(s): return s.shows(from_the_photo(s, "a 3d render 
 
 @claim("03")
 def and_another_makes_it_an_owl(s): return s.shows(from_the_photo(s, OWL), "owl")
+
+
+@claim("03")
+def and_a_third_a_strawberry(s): return s.shows(from_the_photo(s, "a 3d render of a strawberry"), "strawberry")
 
 
 def with_row(row, models, prompt="A picture of a puppy"):

@@ -250,7 +250,7 @@ def without_init_noise_sigma_almost_all_grounds_are_green(s): return s.stands_on
 def without_scale_model_input_colours_go(s): return [colourful(b) < colourful(a) for a, b in zip(ablated(s), ablated(s, scale=False))]
 
 
-def castles(s, sampler): return s.drawn(CASTLE, steps=15, scale=20., sampler=sampler)
+def castles(s, sampler): return s.drawn(CASTLE, steps=30, scale=20., sampler=sampler)
 
 
 def burnt(s, sampler): return [saturation(i) for i in castles(s, sampler)]
@@ -269,7 +269,7 @@ def euler_burns_less(s): return [a < b for a, b in zip(burnt(s, s.euler), burnt(
 def on_average_dpm_and_lms_with_two_answers_burn_less(studio):
     def two_answers():
         noise_at = noise_predictor(studio.models, studio.embedded(CASTLE, 10), encode_prompt(studio.models, ""), 20.)
-        timesteps, sigmas = sigma_schedule(studio.models, 15)
+        timesteps, sigmas = sigma_schedule(studio.models, 30)
         return studio.decoded([*lms(noise_at, studio.noise(ten(32)) * sigmas[0], timesteps, sigmas, 2)][-1])
     dpm = DPMSolverMultistepScheduler.from_config(studio.models.scheduler.config)
     most, *less = (np.mean(x) for x in (burnt(studio, None), burnt(studio, dpm), [saturation(i) for i in studio.once("order 2", two_answers)]))

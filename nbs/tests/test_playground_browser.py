@@ -1,4 +1,5 @@
-"""Notebook 08's panel in a real browser: Chromium, by Playwright, on JupyterLab and the classic Notebook. Skipped where there is no Chromium (`apt install chromium`).
+"""Notebook 08's panel in a real browser: Chromium, by Playwright, on JupyterLab and the classic Notebook. Skipped
+where there is no Chromium (`apt install chromium`).
 
 `DEEPDIVE_SCREENSHOTS=folder` keeps screenshots at widths of 1400 and 700 pixels."""
 import io
