@@ -171,8 +171,7 @@ def save_taught(models, words, method, out, file="lora"):
     out.mkdir(parents=True, exist_ok=True)
     if method == "inversion":
         ids = models.tokenizer.convert_tokens_to_ids(words.split())
-        rows = models.text_encoder.get_input_embeddings().weight[ids]
-        save_embedding(files[0], words.split()[0], rows)
+        save_embedding(files[0], words.split()[0], models.text_encoder.get_input_embeddings().weight[ids])
     elif method == "lora":
         layers = {k: v.half().cpu() for k, v in get_peft_model_state_dict(models.unet).items()}
         StableDiffusionPipeline.save_lora_weights(out, layers, weight_name=files[0].name)
@@ -274,8 +273,7 @@ def learn_style(
 
 # %% ../15_finetuning.ipynb #9b05cc8b
 @call_parse
-def finetune(
-    pictures: str,  # folder of 3 to 10 pictures
+def finetune(pictures: str,  # folder of 3 to 10 pictures
     method: str = "lora",  # inversion, dreambooth, lora or full
     word: str = "sks",  # a rare word, or for an inversion a new one, such as "<mine>"
     kind: str = "picture",  # the word that comes nearest
