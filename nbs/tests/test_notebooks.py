@@ -133,6 +133,13 @@ MISTAKES = {  # notebook: [(a wrong solution, a part of the reply)]
         ("def blend(before, after, share):\n    goal = after.state_dict()\n"
          "    before.load_state_dict({k: torch.lerp(v, goal[k], share) for k, v in before.state_dict().items()})\n    return before\n",
          "`before` itself was changed")],
+    "16_speed": [
+        ("def pays_after(setup, plain, compiled): return None if compiled >= plain else int(setup // (plain - compiled))\n", "rounded down"),
+        ("def pays_after(setup, plain, compiled): return int(-(-setup // (plain - compiled)))\n", "it never pays"),
+        ("def pays_after(setup, plain, compiled): return int(-(-setup // compiled))\n", "the seconds saved count"),
+        ("def next_point(end, fresh, abar): return abar * end + (1 - abar) * fresh\n", "take their roots"),
+        ("def next_point(end, fresh, abar): return (1 - abar)**.5 * end + abar**.5 * fresh\n", "exchanged"),
+        ("def next_point(end, fresh, abar): return end + ((1 - abar) / abar)**.5 * fresh\n", "its variance grows")],
 }
 
 
