@@ -5,7 +5,10 @@ scale, sampler and seed; and nine times more, with the seeds 1, 2, 3 ... or, whe
 order. So no seed and no subject is chosen. The notebook's own is the first of the ten and has to hold. How many must hold is read off the
 sentence: eight of ten where it plainly says what is drawn, seven where it says "mostly"; each is tested with one less, since another
 machine's rounding may turn a picture. Where it says "not always" or "on average", the claim asks all ten TOGETHER.
+
+All of it takes some ten minutes on one core. Eighteen claims that need pictures of their own are skipped unless DEEPDIVE_DEMONSTRATIONS is `all`.
 """
+import os
 from functools import partial
 
 import numpy as np
@@ -24,6 +27,7 @@ from deepdive.textual_inversion import load_embedding
 from deepdive.unet import txt2img
 
 PLAIN, MOSTLY, TOGETHER = 8 - 1, 7 - 1, 0
+SLOW = pytest.mark.skipif(os.environ.get("DEEPDIVE_DEMONSTRATIONS") != "all", reason="takes long: DEEPDIVE_DEMONSTRATIONS=all runs it, too")
 OTTER, PARROT, CASTLE, CAMPFIRE = ("A watercolor painting of an otter", "a 3d render of a parrot on a blue background",
                                    "a cartoon of a castle on a pink background", "An oil painting of a campfire")
 OWL, PUPPY = "a 3d render of an owl", 6829
@@ -109,9 +113,9 @@ def paleness(image):  # as in 04
 def new_list():
     "A list of claims, and the decorator that puts a check on it: studio -> ten booleans, the notebook's own first; TOGETHER: it asserts."
     claims = []
-    def claim(notebook, share=PLAIN):
+    def claim(notebook, share=PLAIN, slow=False):
         def note(check):
-            claims.append(pytest.param(check, share, id=f"{notebook}-{check.__name__}"))
+            claims.append(pytest.param(check, share, id=f"{notebook}-{check.__name__}", marks=[SLOW] * slow))
             return check
         return note
     return claims, claim
@@ -278,7 +282,7 @@ def the_noisier_the_less_is_seen_of_the_picture(s):
 def most_of_what_step_10_of_50_begins_with_is_noise(s): return [scheduler_of(s, 50).sigmas[10]**2 > 9 * z.var() for z in there(s)]
 
 
-@claim("02", MOSTLY)
+@claim("02", MOSTLY, slow=True)
 def the_lectures_dancer_dances(s):
     def make():
         scheduler, parrot = scheduler_of(s, 50), pil_to_latents(s.models.vae, picture("parrot"))
@@ -334,11 +338,11 @@ def in_eight_steps(s):
     return s.once("in eight steps", make)
 
 
-@claim("02")
+@claim("02", slow=True)
 def one_step_too_late_leaves_noise(s): return [rough(wrong) > 1.2 * rough(right) for right, wrong, *_ in zip(*in_eight_steps(s))]
 
 
-@claim("02")
+@claim("02", slow=True)
 def lms_begun_half_way_overshoots_and_orders_counted_anew_cure_it(s):
     return [mean_difference(counted, right) < mean_difference(lms, right) for right, _, lms, counted in zip(*in_eight_steps(s))]
 
@@ -352,11 +356,11 @@ def twice(s):
     return s.once("twice", make)
 
 
-@claim("02")
+@claim("02", slow=True)
 def a_second_round_at_a_half_keeps_the_layout(s): return [survived(once, again) > .95 for once, again in zip(*twice(s))]
 
 
-@claim("02")
+@claim("02", slow=True)
 def an_owl_stays_an_owl_and_a_parrot_a_parrot(s):
     once, again = (s.judged(images, 0) for images in twice(s))
     return [a == b or a not in ("owl", "parrot") for a, b in zip(once, again)]
@@ -527,7 +531,7 @@ def nearest_to_the_learned_vector_is_the_word_watercolor(s):
     assert s.models.tokenizer.decode([(table @ vector).argmax().item()]).strip() == "watercolor"
 
 
-@claim("04", MOSTLY)
+@claim("04", MOSTLY, slow=True)
 def asked_for_a_sketch_it_mostly_draws_a_pencil(s): return s.shows(s.drawn(asked_for_sketches, seeds=TWO_SEEDS, scale=5.), "pencil")
 
 
@@ -537,7 +541,7 @@ def the_learned_pencil_brings_most_of_the_subjects(s):
     assert sum(map(str.__eq__, said, NAMES)) >= MOSTLY, said
 
 
-@claim("04")
+@claim("04", slow=True)
 def and_neither_brings_a_sketch(s):
     rows = (s.judged(s.drawn(prompts, seeds=TWO_SEEDS, scale=5.), 1) for prompts in (asked_for_sketches, sketched))
     return [a != "pencil sketch" != b for a, b in zip(*rows)]

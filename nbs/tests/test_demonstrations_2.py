@@ -56,7 +56,7 @@ def the_castle_bears_more(s):
     return [saturation(castle) < saturation(fire) / 2 for castle, fire in zip(castles, fires(s, 30.))]
 
 
-@claim("05")
+@claim("05", slow=True)
 def bringing_the_spread_of_x0_back_halves_the_burning(s):
     def spread(x): return x.flatten(1).std(1)[:, None, None, None]
     @torch.no_grad()
@@ -94,7 +94,7 @@ def parrots(s, scale):
     return s.once(("parrots", scale), make)
 
 
-@claim("05")
+@claim("05", slow=True)
 def insisting_costs_variety(s):
     "In how many different things on different grounds four of them show: 05's four, and nine fours further on."
     free, insisted = ([len(set(zip(s.judged(four, 0), s.judged(four, 2)))) for four in (parrots(s, scale)[i:i + 4] for i in range(10))]
@@ -102,11 +102,11 @@ def insisting_costs_variety(s):
     return [a > b for a, b in zip(free, insisted)]
 
 
-@claim("05", MOSTLY)
+@claim("05", MOSTLY, slow=True)
 def at_scale_1_not_every_picture_shows_what_was_asked_for(s): return [not all(s.shows(parrots(s, 1.)[i:i + 4], "parrot")) for i in range(10)]
 
 
-@claim("05")
+@claim("05", slow=True)
 def the_map_of_parrot_lies_on_the_bird(s):
     def make():
         total, tokenizer = torch.zeros(10, 256), s.models.tokenizer
@@ -242,11 +242,11 @@ def ablated(s, init=True, scale=True):
     return s.once(("ablated", init, scale), make)
 
 
-@claim("06")
+@claim("06", slow=True)
 def without_init_noise_sigma_almost_all_grounds_are_green(s): return s.stands_on(ablated(s, init=False), "green")
 
 
-@claim("06")
+@claim("06", slow=True)
 def without_scale_model_input_colours_go(s): return [colourful(b) < colourful(a) for a, b in zip(ablated(s), ablated(s, scale=False))]
 
 
@@ -265,7 +265,7 @@ def at_scale_20_lms_falls_to_blots(s):
 def euler_burns_less(s): return [a < b for a, b in zip(burnt(s, s.euler), burnt(s, None))]
 
 
-@claim("06", TOGETHER)
+@claim("06", TOGETHER, slow=True)
 def on_average_dpm_and_lms_with_two_answers_burn_less(studio):
     def two_answers():
         noise_at = noise_predictor(studio.models, studio.embedded(CASTLE, 10), encode_prompt(studio.models, ""), 20.)
@@ -325,11 +325,11 @@ def it_goes_into_the_ground_which_turns_white_or_blue(s): return [ground in ("wh
 def symmetric(s): return pushed(s, CAMPFIRE, symmetry, 100., every=2, start=.1)
 
 
-@claim("07")
+@claim("07", slow=True)
 def symmetry_gets_what_it_asks_for(s): return [b < a for a, b in zip(scored(unpushed(s, CAMPFIRE), symmetry), scored(symmetric(s), symmetry))]
 
 
-@claim("07")
+@claim("07", slow=True)
 def the_symmetric_fire_is_still_a_fire(s): return s.shows(symmetric(s), "campfire")
 
 
@@ -347,14 +347,14 @@ def towards_a_strawberry(s):
     return pushed(s, "a 3d render of a lion", unlike, 20., steps=30, every=2), unlike
 
 
-@claim("07")
+@claim("07", slow=True)
 def to_the_encoder_it_is_nearly_as_good_as_a_real_strawberry(s):
     images, unlike = towards_a_strawberry(s)
     real, = scored([picture("strawberry")], unlike)
     return [loss < real + .2 for loss in scored(images, unlike)]
 
 
-@claim("07")
+@claim("07", slow=True)
 def to_the_eye_it_is_none(s): return [not fruit for fruit in s.shows(towards_a_strawberry(s)[0], "strawberry")]
 
 
