@@ -237,7 +237,7 @@ class ConsistencyLoss(nn.Module):
 # %% ../16_speed.ipynb #c35f34a4
 LAYERS = ("to_q to_k to_v to_out.0 proj_in proj_out ff.net.0.proj ff.net.2 conv1 conv2 conv_shortcut "
           "downsamplers.0.conv upsamplers.0.conv time_emb_proj").split()
-def student(models, rank=12, dtype=torch.float32):
+def student(models, rank=6, dtype=torch.float32):
     "Copies of `models`, where a LoRA in float32 beside most layers of the UNet, in `dtype`, learns."
     mine = copied(models)
     mine.unet.requires_grad_(False).to(dtype)
@@ -280,11 +280,11 @@ def kept_paths(file, models, n):
 # %% ../16_speed.ipynb #d45996ad
 @call_parse
 def distill(
-    steps: int = 120,  # training steps
+    steps: int = 240,  # training steps
     n: int = 800,  # paths of the plain model to learn from
     batch_size: int = 32,  # paths a batch
     lr: float = 3e-3,  # highest learning rate
-    rank: int = 12,  # the adapter's
+    rank: int = 6,  # the adapter's
     work: str = ".train/few_steps",  # folder for paths and checkpoint
     out: str = None,  # folder for adapter and record (default: data/embeddings)
 ):
