@@ -33,17 +33,24 @@ from deepdive.unet import txt2img
 PROMPT, EIGHT = "a watercolor painting of an otter", "8 pictures at a time"
 
 
-def random_sd1(device=None):
-    "Models in SD 1.x's size with random weights, and pocket-sd's tokenizer."
-    pocket, (device, dtype) = load_models(data_folder() / "pocket-sd"), choose_device(device)
-    torch.manual_seed(0)
-    with device:
+def random_sd1(device=None, dtype=None):
+    "Models in SD 1.x's size with random weights, and a tokenizer and scheduler of their own; device and dtype as `choose_device` has them."
+    pocket, (device, own) = load_models(data_folder() / "pocket-sd", device="cpu"), choose_device(device)
+    with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
         vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
                             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
-    parts = (part.to(device, dtype).eval().requires_grad_(False) for part in (text, vae, unet))
-    return Models(pocket.tokenizer, *parts, pocket.scheduler, device, dtype, "random weights in SD 1.x's size", pocket.prompts)
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+                                            projection_dim=768))
+    torch.manual_seed(0)
+    for part in unet, vae, text:
+        part.to_empty(device=device).to(dtype or own).eval().requires_grad_(False)
+        for name, p in part.named_parameters():
+            if p.ndim > 1: p.normal_(std=.02)
+            else: p.fill_(float("norm" in name and "weight" in name))
+        for name, b in part.named_buffers():
+            if name.endswith("position_ids"): b.copy_(torch.arange(77))
+    return Models(pocket.tokenizer, text, vae, unet, pocket.scheduler, device, dtype or own, "random weights in SD 1.x's size", pocket.prompts)
 
 
 def pipeline_of(models, **parts):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from test_sd15 import random_sd15
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmark import random_sd1
 from deepdive import finetuning
 from deepdive.denoising import fit, load_checkpoint
 from deepdive.finetuning import (
@@ -243,8 +243,8 @@ def test_a_word_for_a_style(tmp_path, monkeypatch):
     assert load_embedding(tmp_path / "lead.safetensors").shape == (1, 128)
 
 
-def test_two_steps_in_sd_1s_shapes(models):
-    big = random_sd15(models, torch.float32)
+def test_two_steps_in_sd_1s_shapes():
+    big = random_sd1("cpu", torch.float32)
     keep = settings_for(big, "lora")
     assert keep["checkpointing"] and keep["batch_size"] == 1
     picture = dict(latents=torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), captions=["a sks cat"] * 2)

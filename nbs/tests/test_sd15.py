@@ -1,44 +1,24 @@
 "The helpers of 00 to 07 on random weights in the very shapes of SD 1.5 (860 M parameters in the UNet), at 8 x 8 latents, a step or two."
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmark import random_sd1
 from deepdive.autoencoder import pil_to_latents
 from deepdive.denoising import choose_precision
 from deepdive.guidance import guided_txt2img
 from deepdive.image_to_image import img2img
-from deepdive.sampling_loop import Models, denoise, encode_prompt, initial_latents, latents_to_pil
+from deepdive.sampling_loop import denoise, encode_prompt, initial_latents, latents_to_pil
 from deepdive.schedulers import euler, noise_predictor, sigma_schedule
 from deepdive.text_encoder import text_embeddings_from, token_embeddings_of
 from deepdive.textual_inversion import add_token
 from deepdive.unet import attention_maps, txt2img
 
 
-def random_sd15(models, dtype):
-    "Models in SD 1.5's shapes, with random weights in `dtype`, and the tokenizer of `models`."
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
-                            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-                                            projection_dim=768))
-    torch.manual_seed(0)
-    for part in unet, vae, text:
-        part.to_empty(device="cpu").to(dtype).eval().requires_grad_(False)
-        for name, p in part.named_parameters():
-            if p.ndim > 1: p.normal_(std=.02)
-            else: p.fill_(float("norm" in name and "weight" in name))
-        for name, b in part.named_buffers():
-            if name.endswith("position_ids"): b.copy_(torch.arange(77))
-    tokenizer = type(models.tokenizer).from_pretrained(models.source / "tokenizer")  # its own: a test adds to it
-    return Models(tokenizer, text, vae, unet, models.scheduler, torch.device("cpu"), dtype)
-
-
 @pytest.fixture(scope="module")
-def sd15(models):
-    return random_sd15(models, torch.bfloat16 if choose_precision("cpu") == "bf16" else torch.float32)  # emulated bfloat16 is many times slower
+def sd15():
+    return random_sd1("cpu", torch.bfloat16 if choose_precision("cpu") == "bf16" else torch.float32)  # emulated bfloat16 is many times slower
 
 
 def test_sizes_are_sd15s_own(sd15):

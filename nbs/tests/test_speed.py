@@ -41,15 +41,17 @@ def by_pipeline(pipe, n=3): return pipe(PROMPT, num_inference_steps=n, generator
 def plain(models): return drawn(models)
 
 
-def test_paired_counts_in_rounds_and_the_first_does_not_count():
-    called = []
-    def waiting(name, seconds):
-        def f(): called.append(name), time.sleep(seconds)
+def test_paired_counts_in_rounds_and_the_first_does_not_count(monkeypatch):
+    called, now = [], [0.]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    def taking(name, *seconds):
+        def f():
+            called.append(name)
+            now[0] += seconds[called.count(name) - 1]
         return f
-    rows = paired(waiting("plain", .04), dict(quick=waiting("quick", .01)), 3)
-    assert called == ["plain", "quick"] * 4 and list(rows) == ["quick"]
-    row = rows["quick"]
-    assert row["low"] <= row["ratio"] <= row["high"] and row["ratio"] > 1 and row["seconds"] >= .01
+    rows = paired(taking("plain", 9, 4, 8, 4), dict(quick=taking("quick", 9, 1, 1, 2)), 3)
+    assert called == ["plain", "quick"] * 4
+    assert rows == dict(quick=dict(seconds=1, ratio=4, low=3, high=6))
     with pytest.raises(ValueError, match="repeats must be a whole number of at least 2"): paired(time.time, {}, 1)
 
 
