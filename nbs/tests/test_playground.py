@@ -325,7 +325,7 @@ def test_without_a_front_end_a_still_is_shown_and_no_widget(slim, monkeypatch):
     for kind in "HTML", "Button", "FloatSlider", "VBox": monkeypatch.setattr(ipywidgets, kind, None)
     panel = playground(slim, prompt="an owl", **FEW)
     panel._ipython_display_()
-    assert len(shown[0][0]) == 4 and shown[0][1][-1] == "an owl" and mean_difference(shown[0][0][-1], panel.image) == 0
+    assert len(shown[0][0]) == 4 and shown[0][1][-1] == "the picture" and mean_difference(shown[0][0][-1], panel.image) == 0
     leaf_through([photo()] * 9, range(9))
     assert shown[1][1] == ["0", "2", "3", "5", "6", "8"] and len(shown) == 2
     monkeypatch.undo()
