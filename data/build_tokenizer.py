@@ -28,7 +28,7 @@ def main(wheel):
     merges = lines[1:49152 - 256 - 2 + 1]
     letters = byte_alphabet()
     words = [*letters, *(c + "</w>" for c in letters), *("".join(m.split()) for m in merges), "<|startoftext|>", "<|endoftext|>"]
-    (FOLDER / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}, ensure_ascii=False), encoding="utf-8")
+    (FOLDER / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     (FOLDER / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     config = dict(tokenizer_class="CLIPTokenizer", model_max_length=77, do_lower_case=True, bos_token="<|startoftext|>",
                   eos_token="<|endoftext|>", unk_token="<|endoftext|>", pad_token="<|endoftext|>")

@@ -28,10 +28,10 @@ def notebooks(names=()):
 
 
 def smaller(data, kind):
-    "A picture as notebooks keep it, base64 text, in fewer bytes: PNG (plots) in 256 colours, JPEG of quality 75."
+    "A picture as notebooks keep it, base64 text, in fewer bytes: PNG (plots) in 128 colours, JPEG of quality 75."
     raw, out = base64.b64decode(data), io.BytesIO()
     image = Image.open(io.BytesIO(raw))
-    if kind == "png": image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, kind, optimize=True)
+    if kind == "png": image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(out, kind, optimize=True)
     else: image.save(out, kind, quality=75, optimize=True, progressive=True)
     return base64.b64encode(min(raw, out.getvalue(), key=len)).decode()
 

@@ -105,10 +105,10 @@ def run(self: Playground, wanted, calls, show):
 
 @patch
 def seen(self: Playground, i, t, latents, noise_pred):
-    "After each step: end if need be; show it, at most ten times a second and in a fifth of the time."
+    "After each step: end if need be; show it, at most ten times a second and in a tenth of the time."
     if self.halt: raise Stopped
     now, before, self.before = time.monotonic(), self.before, latents
-    if now - self.drawn < max(.1, 4 * self.cost): return
+    if now - self.drawn < max(.1, 9 * self.cost): return
     self.progress.value, self.progress.description = i + 1, f"{self.which}step {i + 1}"
     if before is not None and not self.which:
         pair = views(self.models, before, t, noise_pred, self.flat)

@@ -1,4 +1,4 @@
-"""Notebook 08's panel in a real browser: Chromium, by Playwright, on JupyterLab and the classic Notebook. Skipped
+"""Notebook 08's panel, and 17's, in a real browser: Chromium, by Playwright, on JupyterLab and the classic Notebook. Skipped
 where there is no Chromium (`apt install chromium`).
 
 `DEEPDIVE_SCREENSHOTS=folder` keeps screenshots at widths of 1400 and 700 pixels."""
@@ -33,13 +33,20 @@ def fails(images): raise ValueError("this push has no number to give")
 panel = playground(models, pushes={"fails": fails}, num_inference_steps=6)
 panel"""
 CELLS = [PANEL, "print(6 * 7)", "leaf_through([image for image, _ in panel.kept] * 2, ['one', 'two'])"]
+EDITING = """from functools import partial
+from deepdive.editing import edit, inpaint, load_editor
+from deepdive.editing_parts import EditingPanel, edits
+from deepdive.sampling_loop import load_models
+models = load_models()
+panel = EditingPanel(partial(edit, load_editor(models)), partial(inpaint, models), edits(1)[0].image)
+panel"""
 NO_NEWS = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
 
 
 @contextmanager
-def served(home, app):
-    "The address of a server of `app`, whose folder, settings and home are the temporary `home`, with a notebook panel.ipynb."
-    cells = [dict(cell_type="code", id=f"cell{i}", metadata={}, source=s, outputs=[], execution_count=None) for i, s in enumerate(CELLS)]
+def served(home, app, cells=CELLS):
+    "The address of a server of `app`, whose folder, settings and home are the temporary `home`, with a notebook panel.ipynb of `cells`."
+    cells = [dict(cell_type="code", id=f"cell{i}", metadata={}, source=s, outputs=[], execution_count=None) for i, s in enumerate(cells)]
     kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"), language_info=dict(name="python"))
     (home / "panel.ipynb").write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
     (home / "CONFIG" / "labconfig").mkdir(parents=True)
@@ -252,3 +259,41 @@ def test_it_works_in_the_classic_notebook(browser, tmp_path):
         number(page, "Seed", 5)
         after = finished(page, but=before)
         assert "seed=5" in settings(page) and after != before and page.faults == []
+
+
+def test_the_editing_panel(browser, tmp_path):
+    "Notebook 17's: an instruction, a box, an empty box, a mask, no picture; results differ, errors are sentences, nothing in the console."
+    with served(tmp_path, "jupyterlab", [EDITING]) as address:
+        page = shown(browser, f"{address}/lab/tree/panel.ipynb?reset")
+        page.get_by_text("| Idle").wait_for()
+        run_cell(page, 0)
+        button(page, "Follow the instruction").wait_for()
+        asked = ["Instruction", "Prompt for the box", "Box: left", "Box: top", "Box: right", "Box: bottom",
+                 "Steps", "Guidance scale", "Picture's scale", "Seed"]
+        places = [panel(page).get_by_label(name, exact=True).first.bounding_box() for name in asked]
+        assert [p["y"] for p in places] == sorted(p["y"] for p in places)
+        def result(caption):
+            image = panel(page).get_by_alt_text(caption, exact=True)
+            image.wait_for()
+            return image.get_attribute("src")
+        number(page, "Steps", 4)
+        button(page, "Go on from the result").click()
+        panel(page).get_by_text("Error: there is no result yet").wait_for()
+        button(page, "Follow the instruction").click()
+        followed = result("make the background blue")
+        panel(page).get_by_role("textbox", name="Prompt for the box").fill("a cartoon of an owl")
+        page.keyboard.press("Enter")
+        button(page, "Repaint the box").click()
+        assert result("a cartoon of an owl") != followed
+        number(page, "Box: right", 0)
+        panel(page).get_by_text("is empty: right and bottom come after left and top").wait_for()
+        for name, content, sentence in (("notes.txt", b"no picture", "is no picture that can be read"),
+                                        ("mask.png", png(Image.new("L", (128, 128), 255)), "the mask's bounds are outlined")):
+            with page.expect_file_chooser() as chooser: panel(page).get_by_role("button", name="Upload a mask").click()
+            chooser.value.set_files(dict(name=name, mimeType="", buffer=content))
+            panel(page).get_by_text(sentence).first.wait_for()
+        if folder := os.environ.get("DEEPDIVE_SCREENSHOTS"):
+            for width in (1400, 700):
+                page.set_viewport_size(dict(width=width, height=1500))
+                page.screenshot(path=f"{folder}/editing_{width}.png")
+        assert not page.faults, page.faults
