@@ -290,9 +290,9 @@ def train_edits(
     "Teach pocket-sd to follow instructions; goes on from its checkpoint; writes (own_)edits.safetensors."
     if pairs and not out: raise ValueError("--out: name a folder for what your own pairs teach")
     out, work = run_folders(out or data_folder() / "embeddings", work, steps=steps, n_pairs=n_pairs)
-    models, name = load_models(data_folder() / "pocket-sd", dtype=torch.float32), "own_" * bool(pairs) + "edits"
-    if pairs: models, (found, told) = load_editor(models), own_pairs(pairs)
-    else: found, told = drawn_pairs(Pictures(splits=("train",), styles=POCKET_STYLES), n_pairs)
+    models = load_models(data_folder() / "pocket-sd", dtype=torch.float32)
+    if pairs: name, models, (found, told) = "own_edits", load_editor(models), own_pairs(pairs)
+    else: name, (found, told) = "edits", drawn_pairs(Pictures(("train",), styles=POCKET_STYLES), n_pairs)
     if models.device.type == "cpu": models.unet.set_attn_processor(AttnProcessor())  # faster in bf16
     _, losses = teach_edits(
         models, pair_latents(models.vae, found), told, steps, batch_size, file=out / f"{name}.safetensors",
