@@ -135,7 +135,7 @@ class EditingPanel:
         if hasattr(self, "box"): return self
         w, wrap = ipywidgets, dict(flex_flow="row wrap")
         self.instruction = labelled("Text", "Instruction", value=self.told)
-        self.prompt = labelled("Text", "Prompt for the box", value="an owl")
+        self.prompt = labelled("Text", "Box: prompt", value="an owl")
         self.steps, self.seed = number("Int", "Steps", min=1, max=150, value=20), labelled("BoundedIntText", "Seed", max=2**32 - 1, value=32)
         self.scale, self.by_picture = (number("Float", label, max=30, step=.5, value=v)
                                        for label, v in (("Guidance scale", 3.), ("Picture's scale", 1.)))

@@ -268,7 +268,7 @@ def test_the_editing_panel(browser, tmp_path):
         page.get_by_text("| Idle").wait_for()
         run_cell(page, 0)
         button(page, "Follow the instruction").wait_for()
-        asked = ["Instruction", "Prompt for the box", "Box: left", "Box: top", "Box: right", "Box: bottom",
+        asked = ["Instruction", "Box: prompt", "Box: left", "Box: top", "Box: right", "Box: bottom",
                  "Steps", "Guidance scale", "Picture's scale", "Seed"]
         places = [panel(page).get_by_label(name, exact=True).first.bounding_box() for name in asked]
         assert [p["y"] for p in places] == sorted(p["y"] for p in places)
@@ -281,7 +281,7 @@ def test_the_editing_panel(browser, tmp_path):
         panel(page).get_by_text("Error: there is no result yet").wait_for()
         button(page, "Follow the instruction").click()
         followed = result("make the background blue")
-        panel(page).get_by_role("textbox", name="Prompt for the box").fill("a cartoon of an owl")
+        panel(page).get_by_role("textbox", name="Box: prompt").fill("a cartoon of an owl")
         page.keyboard.press("Enter")
         button(page, "Repaint the box").click()
         assert result("a cartoon of an owl") != followed
