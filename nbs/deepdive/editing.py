@@ -291,7 +291,7 @@ def train_edits(
     if pairs and not out: raise ValueError("--out: name a folder for what your own pairs teach")
     out, work = run_folders(out or data_folder() / "embeddings", work, steps=steps, n_pairs=n_pairs)
     models = load_models(data_folder() / "pocket-sd", dtype=torch.float32)
-    if pairs: name, models, (found, told) = "own_edits", load_editor(models), own_pairs(pairs)
+    if pairs: name, work, models, (found, told) = "own_edits", out, load_editor(models), own_pairs(pairs)
     else: name, (found, told) = "edits", drawn_pairs(Pictures(("train",), styles=POCKET_STYLES), n_pairs)
     if models.device.type == "cpu": models.unet.set_attn_processor(AttnProcessor())  # faster in bf16
     _, losses = teach_edits(

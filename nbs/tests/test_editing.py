@@ -13,30 +13,15 @@ from deepdive.editing import (EditingLoss, benchmark, edit, editing_batches, fre
 from deepdive.editing_parts import KINDS, Edit, EditingPanel, drawn_pairs, edits, own_pairs, parts_pair
 from deepdive.denoising import load_checkpoint
 from deepdive.pictures import POCKET_STYLES, Pictures, load_judge
-from deepdive.sampling_loop import Models, encode_prompt, mean_difference
+from deepdive.sampling_loop import encode_prompt, mean_difference
 from deepdive.schedulers import euler, noise_predictor, sigma_schedule
 from deepdive.speed import solver
-from diffusers import (AutoencoderKL, StableDiffusionInpaintPipeline, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel)
+from diffusers import (StableDiffusionInpaintPipeline, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from safetensors.torch import load_file
 
 PARTS = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 KEEP = dict(batch_size=2, rank=2, report_every=0)
-
-
-@pytest.fixture(scope="module")
-def slim(models):
-    "Models with random weights for pictures of 32 x 32."
-    torch.manual_seed(0)
-    vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=8, layers_per_block=1, latent_channels=4, sample_size=32,
-                        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-    unet = UNet2DConditionModel(sample_size=4, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1, cross_attention_dim=16,
-                                attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                                        bos_token_id=49406, eos_token_id=49407))
-    for part in vae, unet, text: part.eval().requires_grad_(False)
-    return Models(models.tokenizer, text, vae, unet, models.scheduler, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +328,10 @@ def test_own_pairs_by_the_command(slim, table, tmp_path, monkeypatch):
     monkeypatch.setattr(editing, "load_editor", lambda *_: editor)
     with pytest.raises(ValueError, match="--out"): train_edits(pairs=str(folder), steps=1)
     train_edits(pairs=str(folder), steps=2, batch_size=2, work=str(tmp_path / "work"), out=str(tmp_path / "mine"))
+    write("2.png,0.png,blur it", "1.png,2.png,blur it", "0.png,2.png,blur it")  # another action, another folder: nothing of the first is gone on from
+    train_edits(pairs=str(folder), steps=2, batch_size=2, work=str(tmp_path / "work"), out=str(tmp_path / "other"))
+    one, two = (load_file(tmp_path / name / "own_edits.safetensors") for name in ("mine", "other"))
+    assert any(not torch.equal(one[k], two[k]) for k in one)
     monkeypatch.undo()
     assert load_editor(editor, tmp_path / "mine" / "own_edits.safetensors").unet.config.in_channels == 8
     assert json.loads((tmp_path / "mine" / "training" / "own_edits_training.json").read_text())["n_pairs"] == 2

@@ -3,9 +3,9 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
 from benchmark import random_sd1
 from deepdive import finetuning
@@ -13,27 +13,11 @@ from deepdive.denoising import fit, load_checkpoint
 from deepdive.finetuning import (
     RATES, TASKS, Finetuning, Inversion, batches, compare, copied, example_folder, finetune, learn_style, learners, lesson, own_pictures,
     questions, save_taught, settings_for, teach)
-from deepdive.sampling_loop import Models, encode_prompt
+from deepdive.sampling_loop import encode_prompt
 from deepdive.textual_inversion import load_embedding
 
 KEEP = dict(batch_size=2, report_every=0, lr=1e-2)
 WORDS = dict(inversion="<dodo>", dreambooth="sks", lora="sks", full="sks")
-
-
-@pytest.fixture(scope="module")
-def slim(models):
-    "Models with random weights for pictures of 32 x 32."
-    torch.manual_seed(0)
-    vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=8, layers_per_block=1, latent_channels=4, sample_size=32,
-                        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-    unet = UNet2DConditionModel(sample_size=4, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1, cross_attention_dim=16,
-                                attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                                        bos_token_id=49406, eos_token_id=49407))
-    for part in vae, unet, text: part.eval().requires_grad_(False)
-    tokenizer = type(models.tokenizer).from_pretrained(models.source / "tokenizer")
-    return Models(tokenizer, text, vae, unet, models.scheduler, torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module")
