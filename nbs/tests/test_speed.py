@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from test_finetuning import slim  # noqa: F401 - a fixture
 
 import benchmark
 from deepdive import speed
@@ -137,7 +136,7 @@ def test_compiled_models_draw_the_same_and_say_what_they_are_for(models, plain, 
     assert mean_difference(drawn(models), plain) == 0 and quick.vae.encoder is models.vae.encoder
 
 
-def test_compiled_for_two_of_another_size_without_guidance(slim, traced):  # noqa: F811
+def test_compiled_for_two_of_another_size_without_guidance(slim, traced):
     quick = fast(slim, "openvino", batch_size=2, height=48, width=32, guided=False)
     noise, states = initial_latents(slim, 2, height=48, width=32), encode_prompt(slim, ["an owl"] * 2)
     with torch.no_grad():
@@ -146,14 +145,14 @@ def test_compiled_for_two_of_another_size_without_guidance(slim, traced):  # noq
 
 
 @pytest.mark.parametrize("backend", list(BACKENDS))
-def test_backends(slim, backend):  # noqa: F811
+def test_backends(slim, backend):
     pytest.importorskip(backend)
     quick = fast(slim, backend)
     assert mean_difference(drawn(quick), drawn(slim)) < .1
     says_what_it_is_for(slim, quick)
 
 
-def test_every_solver_draws(slim):  # noqa: F811
+def test_every_solver_draws(slim):
     names = [*OWN, *(f"{name}, {how}" for name in ("Euler", "DPM++ 2M") for how in SPACED)]
     assert len({drawn(slim, n=4, scheduler=solver(slim, name)).tobytes() for name in names}) >= len(names) - 2  # some spacings are one another's
     scheduler = solver(slim, "DPM++ 2M, aligned")
@@ -168,10 +167,10 @@ def pictures(): return Pictures(splits=("train",), styles=POCKET_STYLES)
 
 
 @pytest.fixture(scope="module")
-def few(slim, pictures): return paths(slim, pictures, 4, batch_size=2)  # noqa: F811
+def few(slim, pictures): return paths(slim, pictures, 4, batch_size=2)
 
 
-def test_paths_begin_in_noise_and_each_has_its_own(slim, few, pictures):  # noqa: F811
+def test_paths_begin_in_noise_and_each_has_its_own(slim, few, pictures):
     assert few["points"].shape == (4, 5, 4, 4, 4) and few["times"] == [999, 759, 499, 259, 0] and few["states"].shape == (4, 77, 16)
     assert torch.equal(few["points"][:2, 0], initial_latents(slim, 2, seed=0).half())
     assert few["points"].flatten(1).unique(dim=0).shape[0] == 4
@@ -192,7 +191,7 @@ def test_the_loss_is_nought_where_the_named_ends_are_right():
     assert loss(points, None, 0) == pytest.approx(1, abs=.05)
 
 
-def test_only_the_adapter_learns_and_the_file_fits_diffusers(slim, few, tmp_path):  # noqa: F811
+def test_only_the_adapter_learns_and_the_file_fits_diffusers(slim, few, tmp_path):
     torch.manual_seed(0)
     mine = student(slim, rank=2)
     before = {k: v.clone() for k, v in slim.unet.state_dict().items()}
@@ -210,7 +209,7 @@ def test_only_the_adapter_learns_and_the_file_fits_diffusers(slim, few, tmp_path
         assert mean_difference(theirs, drawn(ours, n=n, guidance_scale=1)) < 1
 
 
-def test_an_adapter_of_another_width_or_none(slim, tmp_path):  # noqa: F811
+def test_an_adapter_of_another_width_or_none(slim, tmp_path):
     with pytest.raises(ValueError, match="few_steps.safetensors does not fit: it was made for a model of another width"): few_steps(slim)
     with pytest.raises(FileNotFoundError, match="deepdive-distill writes one"): few_steps(slim, tmp_path / "none.safetensors")
 
@@ -221,7 +220,7 @@ def test_the_shipped_adapter_is_small_and_changes_the_picture(models):
     assert mean_difference(drawn(few_steps(models), n=4, guidance_scale=1), drawn(models, n=4, guidance_scale=1)) > 5
 
 
-def test_kept_paths_are_drawn_anew_for_other_weights(slim, tmp_path, monkeypatch):  # noqa: F811
+def test_kept_paths_are_drawn_anew_for_other_weights(slim, tmp_path, monkeypatch):
     calls, whole = [], speed.paths
     monkeypatch.setattr(speed, "paths", lambda *args: calls.append(1) or whole(*args))
     monkeypatch.setattr(speed, "choose_precision", lambda: "no")
@@ -233,7 +232,7 @@ def test_kept_paths_are_drawn_anew_for_other_weights(slim, tmp_path, monkeypatch
     assert len(calls) == 3
 
 
-def test_the_command_writes_adapter_and_record(slim, tmp_path, monkeypatch):  # noqa: F811
+def test_the_command_writes_adapter_and_record(slim, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "load_models", lambda *args, **kw: slim)
     distill(steps=2, n=2, batch_size=2, rank=2, work=str(tmp_path / "work"), out=str(tmp_path / "out"))
     found = json.loads((tmp_path / "out" / "training" / "few_steps.json").read_text())
@@ -254,7 +253,7 @@ def test_the_blocks_of_sd_1(models):
     with pytest.raises(ValueError, match="does not fit"): few_steps(replace(models, unet=unet))
 
 
-def test_benchmark_measures_pairs_and_writes_json(slim, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_benchmark_measures_pairs_and_writes_json(slim, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "load_models", lambda *args, **kw: replace(slim, source=tmp_path / "slim", unet=copy.deepcopy(slim.unet)))
     monkeypatch.setattr(benchmark, "matmul_speed", lambda *args: 1e9)
     rows = "loop,two,inference,answers,q,8,DPM"
