@@ -1,6 +1,7 @@
 """What notebook 17 needs besides its ways to edit: pictures made of parts, tables of one's own pairs, and a panel.
 
 Written by hand; the ways themselves are made in the notebook."""
+import base64
 import csv
 import random
 from collections import namedtuple
@@ -115,8 +116,29 @@ def own_pairs(folder, size=128):
     if len(pairs) > 1: return pairs, told
     raise ValueError(f"{len(pairs)} pairs in pairs.csv: give two at least, better twenty")
 
+# Drawn over the picture: a round brush as wide as an eighth of it. What is painted goes into a hidden text area, from there to the kernel.
+PAINT = ("const c=this.getContext('2d'),s=this.width/this.clientWidth,x=event.offsetX*s,y=event.offsetY*s;"
+         "if(event.type=='pointerdown'){this.setPointerCapture(event.pointerId);this.at=[x,y];}"
+         "if(event.buttons){c.strokeStyle='red';c.lineWidth=this.width/8;c.lineCap='round';"
+         "c.beginPath();c.moveTo(...this.at);c.lineTo(x,y);c.stroke();this.at=[x,y];}")
+TELL = ("const t=document.querySelector('.{0} textarea');t.value=this.toDataURL();"
+        "for(const e of ['input','change'])t.dispatchEvent(new Event(e,{{bubbles:true}}));")
+
+def paintable(image, caption, told):
+    "HTML of a picture on which one can paint; each stroke reports to the text area inside the class `told`, as a PNG's data URL."
+    place = "position:absolute;left:0;top:0;width:240px;height:auto;opacity:.55;cursor:crosshair;touch-action:none"
+    acts = dict(down=PAINT, move=PAINT, up=TELL.format(told))
+    acts = " ".join(f'onpointer{name}="{code}"' for name, code in acts.items())
+    canvas = f'<canvas width="{image.width}" height="{image.height}" style="{place}" aria-hidden="true" {acts}></canvas>'
+    return f'<div style="position:relative">{figure(image, caption)}{canvas}</div>'
+
+def painted(url, size):
+    "The mask, mode L, in a canvas's data URL: white where anything was painted. ValueError where it is no picture."
+    image, _ = opened("painted.png", base64.b64decode(url.partition(",")[2]))
+    return image.convert("RGBA").getchannel("A").point(lambda a: 255 * (a > 127)).resize(size, Image.NEAREST)
+
 class EditingPanel:
-    """A panel that edits one picture: an instruction, or a prompt for a box (or an uploaded mask) in it.
+    """A panel that edits one picture: an instruction, or a prompt for a part of it - a box, painted, or an uploaded mask.
 
     edit, inpaint: functions of notebook 17, with their models in place: edit(instruction, image, ...) and
     inpaint(prompt, image, mask, ...), each to a list of one PIL image. Displaying it shows it; `image` is
@@ -135,7 +157,7 @@ class EditingPanel:
         if hasattr(self, "box"): return self
         w, wrap = ipywidgets, dict(flex_flow="row wrap")
         self.instruction = labelled("Text", "Instruction", value=self.told)
-        self.prompt = labelled("Text", "Box: prompt", value="an owl")
+        self.prompt = labelled("Text", "Part: prompt", value="an owl")
         self.steps, self.seed = number("Int", "Steps", min=1, max=150, value=20), labelled("BoundedIntText", "Seed", max=2**32 - 1, value=32)
         self.scale, self.by_picture = (number("Float", label, max=30, step=.5, value=v)
                                        for label, v in (("Guidance scale", 3.), ("Picture's scale", 1.)))
@@ -146,19 +168,22 @@ class EditingPanel:
                                          for what in ("picture", "mask"))
         self.upload.observe(lambda c: self.received(c, "before"), "value")
         self.upload_mask.observe(lambda c: self.received(c, "mask"), "value")
+        self.strokes, self.told_by = w.Textarea(layout=dict(display="none")), f"deepdive-painted-{id(self)}"
+        self.strokes.add_class(self.told_by).observe(lambda c: self.paint(c["new"]), "value")
         self.message, self.shown, self.result = w.HTML(), w.HTML(), w.HTML()
-        acts = {"Follow the instruction": self.follow, "Repaint the box": self.repaint, "Go on from the result": self.go_on}
+        acts = {"Follow the instruction": self.follow, "Repaint the part": self.repaint, "Back to the box": self.forget,
+                "Go on from the result": self.go_on}
         numbers = [w.HBox([c, c.slider]) for c in (self.steps, self.scale, self.by_picture)]
         left = w.VBox([self.upload, self.instruction, self.prompt, *self.sides, self.upload_mask, *numbers, self.seed,
                        w.HBox([button(*act) for act in acts.items()], layout=wrap)])
-        right = w.VBox([self.message, w.HBox([self.shown, self.result], layout=wrap)])
+        right = w.VBox([self.message, w.HBox([self.shown, self.result], layout=wrap), self.strokes])
         left.layout.flex, right.layout.flex = "1 1 360px", "1 1 300px"
         self.box = w.HBox([left, right], layout=wrap)
         self.refresh()
         return self
 
     def chosen(self):
-        "The mask: the uploaded one, or the box in white; ValueError where the box is none."
+        "The mask: the painted or uploaded one, or the box in white; ValueError where the box is none."
         if self.mask is not None: return self.mask
         left, top, right, bottom = (side.value for side in self.sides)
         if left >= right or top >= bottom:
@@ -173,7 +198,8 @@ class EditingPanel:
         try: bounds = self.chosen().convert("L").getbbox()
         except ValueError as e: return self.say(e)
         if bounds: ImageDraw.Draw(seen).rectangle((bounds[0], bounds[1], bounds[2] - 1, bounds[3] - 1), outline="red")
-        self.shown.value = figure(seen, "before; the box is outlined" if self.mask is None else "before; the mask's bounds are outlined")
+        words = "before; the box is outlined" if self.mask is None else "before; the mask's bounds are outlined"
+        self.shown.value = paintable(seen, f"{words}; paint on it for another part", self.told_by)
 
     def say(self, error): self.message.value = f'<div role="status">Error: {escape(str(error))}</div>'
 
@@ -184,8 +210,19 @@ class EditingPanel:
         try: image = to_rgb(opened(file["name"], file["content"])[0])
         except ValueError as e: return self.say(e)
         setattr(self, name, image)
-        if name == "before": self.mask = None
+        if name == "before": return self.forget()
         self.refresh()
+
+    def forget(self):
+        "The part that may change is the box again."
+        self.mask = None
+        self.refresh()
+
+    def paint(self, url):
+        "A stroke is over: what is painted now is the part that may change."
+        try: self.mask = painted(url, self.before.size)
+        except ValueError as e: return self.say(e)
+        self.message.value = '<div role="status">the part that may change is what you painted</div>'
 
     def act(self, make, words, **more):
         "Show what `make` makes of the picture, or the sentence of its error."
@@ -202,5 +239,5 @@ class EditingPanel:
         self.act(self.inpaint, self.prompt.value, mask=mask)
     def go_on(self):
         if self.image is None: return self.say("there is no result yet")
-        self.before, self.mask = self.image, None
-        self.refresh()
+        self.before = self.image
+        self.forget()

@@ -1,4 +1,5 @@
 "Editing: what 17 cannot assert inside the notebook. Models are tiny and random, except where pocket-sd is asked for."
+import base64
 import io
 import json
 import random
@@ -384,6 +385,31 @@ def test_what_goes_wrong_in_the_panel_is_one_sentence(panel):
     panel.prompt.value = "an owl"
     panel.repaint()
     assert np.asarray(calls[0][1]).min() == 255
+
+
+def test_a_part_is_painted(panel):
+    "What a canvas reports is white in the mask, at whatever size; then it is the box again, or another picture."
+    panel, calls = panel
+    panel.build()
+    def stroke(size, box):
+        image, file = Image.new("RGBA", (size, size)), io.BytesIO()
+        image.paste((255, 0, 0, 255), box)
+        image.save(file, "png")
+        panel.strokes.value = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    def asked():
+        panel.repaint()
+        return np.asarray(calls[-1][1])
+    for size, box in (128, (16, 32, 48, 64)), (64, (8, 16, 24, 32)):
+        panel.forget()
+        assert asked()[:64].min() == 255  # the box: the upper half
+        stroke(size, box)
+        assert "what you painted" in panel.message.value
+        mask = asked()
+        assert mask[32:64, 16:48].min() == 255 and (mask > 0).sum() == 32 * 32
+    panel.go_on()
+    assert asked()[:64].min() == 255
+    panel.strokes.value = "data:image/png;base64,bm9uZQ=="
+    assert "is no picture that can be read" in panel.message.value
 
 
 def test_the_panel_without_a_front_end_shows_a_still(panel, monkeypatch):

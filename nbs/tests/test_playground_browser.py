@@ -2,6 +2,7 @@
 where there is no Chromium (`apt install chromium`).
 
 `DEEPDIVE_SCREENSHOTS=folder` keeps screenshots at widths of 1400 and 700 pixels."""
+import base64
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepdive.editing_parts import edits
 from deepdive.playground_parts import Settings, parameters, png
 from deepdive.sampling_loop import data_folder
 from execute import NBS
@@ -268,7 +270,7 @@ def test_the_editing_panel(browser, tmp_path):
         page.get_by_text("| Idle").wait_for()
         run_cell(page, 0)
         button(page, "Follow the instruction").wait_for()
-        asked = ["Instruction", "Box: prompt", "Box: left", "Box: top", "Box: right", "Box: bottom",
+        asked = ["Instruction", "Part: prompt", "Box: left", "Box: top", "Box: right", "Box: bottom",
                  "Steps", "Guidance scale", "Picture's scale", "Seed"]
         places = [panel(page).get_by_label(name, exact=True).first.bounding_box() for name in asked]
         assert [p["y"] for p in places] == sorted(p["y"] for p in places)
@@ -281,10 +283,25 @@ def test_the_editing_panel(browser, tmp_path):
         panel(page).get_by_text("Error: there is no result yet").wait_for()
         button(page, "Follow the instruction").click()
         followed = result("make the background blue")
-        panel(page).get_by_role("textbox", name="Box: prompt").fill("a cartoon of an owl")
+        panel(page).get_by_role("textbox", name="Part: prompt").fill("a cartoon of an owl")
         page.keyboard.press("Enter")
-        button(page, "Repaint the box").click()
+        button(page, "Repaint the part").click()
         assert result("a cartoon of an owl") != followed
+        canvas = panel(page).locator("canvas").bounding_box()
+        page.mouse.move(canvas["x"] + 60, canvas["y"] + 180)
+        page.mouse.down()
+        page.mouse.move(canvas["x"] + 180, canvas["y"] + 180, steps=5)
+        page.mouse.up()
+        panel(page).get_by_text("the part that may change is what you painted").wait_for()
+        if folder := os.environ.get("DEEPDIVE_SCREENSHOTS"): page.screenshot(path=f"{folder}/editing_painted.png")
+        in_box = result("a cartoon of an owl")
+        button(page, "Repaint the part").click()
+        page.wait_for_function("old => [...document.querySelectorAll('img[alt=\\'a cartoon of an owl\\']')].some(i => i.src != old)", arg=in_box)
+        drawn = Image.open(io.BytesIO(base64.b64decode(result("a cartoon of an owl").partition(",")[2])))
+        changed = np.abs(np.asarray(drawn.convert("L"), float) - np.asarray(edits(1)[0].image.convert("L"), float))
+        assert changed[88:104, 32:96].mean() > 2 * changed[:64].mean(), changed.reshape(8, 16, 128).mean((1, 2))  # the stroke, not the box
+        button(page, "Back to the box").click()
+        panel(page).get_by_text("before; the box is outlined").wait_for()
         number(page, "Box: right", 0)
         panel(page).get_by_text("is empty: right and bottom come after left and top").wait_for()
         for name, content, sentence in (("notes.txt", b"no picture", "is no picture that can be read"),
