@@ -119,15 +119,15 @@ def own_pairs(folder, size=128):
 # Drawn over the picture: a round brush as wide as an eighth of it. What is painted goes into a hidden text area, from there to the kernel.
 PAINT = ("const c=this.getContext('2d'),s=this.width/this.clientWidth,x=event.offsetX*s,y=event.offsetY*s;"
          "if(event.type=='pointerdown'){this.setPointerCapture(event.pointerId);this.at=[x,y];}"
-         "if(event.buttons){c.strokeStyle='red';c.lineWidth=this.width/8;c.lineCap='round';"
+         "if(event.buttons&&this.at){c.strokeStyle='red';c.lineWidth=this.width/8;c.lineCap='round';"
          "c.beginPath();c.moveTo(...this.at);c.lineTo(x,y);c.stroke();this.at=[x,y];}")
-TELL = ("const t=document.querySelector('.{0} textarea');t.value=this.toDataURL();"
-        "for(const e of ['input','change'])t.dispatchEvent(new Event(e,{{bubbles:true}}));")
+TELL = ("const t=document.querySelector('.{0} textarea');if(this.at){{this.at=null;t.value=this.toDataURL();"
+        "for(const e of ['input','change'])t.dispatchEvent(new Event(e,{{bubbles:true}}));}}")
 
 def paintable(image, caption, told):
     "HTML of a picture on which one can paint; each stroke reports to the text area inside the class `told`, as a PNG's data URL."
-    place = "position:absolute;left:0;top:0;width:240px;height:auto;opacity:.55;cursor:crosshair;touch-action:none"
-    acts = dict(down=PAINT, move=PAINT, up=TELL.format(told))
+    place = "position:absolute;left:2px;top:2px;width:240px;height:auto;opacity:.55;cursor:crosshair;touch-action:none"
+    acts = dict(down=PAINT, move=PAINT, up=TELL.format(told), cancel=TELL.format(told))
     acts = " ".join(f'onpointer{name}="{code}"' for name, code in acts.items())
     canvas = f'<canvas width="{image.width}" height="{image.height}" style="{place}" aria-hidden="true" {acts}></canvas>'
     return f'<div style="position:relative">{figure(image, caption)}{canvas}</div>'

@@ -288,6 +288,12 @@ def test_the_editing_panel(browser, tmp_path):
         button(page, "Repaint the part").click()
         assert result("a cartoon of an owl") != followed
         canvas = panel(page).locator("canvas").bounding_box()
+        seen = panel(page).locator("canvas").locator("xpath=..").locator("img").bounding_box()
+        assert all(abs(canvas[k] - seen[k]) < 1 for k in canvas), (canvas, seen)  # what is painted lies where it is seen
+        page.mouse.move(canvas["x"] - 40, canvas["y"] + 20)  # a drag that begins outside is no stroke
+        page.mouse.down()
+        page.mouse.move(canvas["x"] + 60, canvas["y"] + 20, steps=5)
+        page.mouse.up()
         page.mouse.move(canvas["x"] + 60, canvas["y"] + 180)
         page.mouse.down()
         page.mouse.move(canvas["x"] + 180, canvas["y"] + 180, steps=5)
