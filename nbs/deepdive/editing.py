@@ -284,7 +284,7 @@ def benchmark(
 @call_parse
 def train_edits(
     pairs: str = None,  # a folder of your own pairs (see own_pairs): on top of what is shipped
-    steps: int = 6000, batch_size: int = 16, lr: float = 2e-3, n_pairs: int = 6000,  # of the training
+    steps: int = 12_000, batch_size: int = 16, lr: float = 2e-3, n_pairs: int = 12_000,  # of the training
     work: str = ".train/edits", out: str = None,  # folder for the checkpoint; for the LoRA
 ):
     "Teach pocket-sd to follow instructions; goes on from its checkpoint; writes (own_)edits.safetensors."

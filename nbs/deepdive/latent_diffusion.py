@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULE', 'pocket_unet', 'training_alphas', 'write_scheduler', 'training_models', 'cache_latents', 'DiffusionLoss',
-           'captions_of', 'draw_weights', 'mixed', 'unet_training', 'draw_from', 'generate', 'unet_data',
+           'captions_of', 'draw_weights', 'mixed', 'told_to_be', 'unet_training', 'draw_from', 'generate', 'unet_data',
            'publish_unet', 'loss_by_timestep', 'unet_runs', 'train_unet', 'SettlingLoss', 'settling']
 
 # %% ../13_latent_diffusion.ipynb #94f44377
@@ -116,7 +116,7 @@ class DiffusionLoss(nn.Module):
 
     def forward(self, latents, text_states, seed, per_sample=False):
         generator, device = torch.Generator().manual_seed(seed), latents.device
-        t = torch.randint(0, len(self.alphas_cumprod), (len(latents),), generator=generator).to(device)
+        t = self.timesteps(len(latents), generator).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         abar = self.alphas_cumprod[t][:, None, None, None]
         noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
@@ -126,6 +126,7 @@ class DiffusionLoss(nn.Module):
         snr = (abar / (1 - abar)).flatten()
         return (error * snr.clamp(self.snr_floor, self.snr_cap) / snr).mean()
 
+    def timesteps(self, n, rng): return torch.randint(len(self.alphas_cumprod), (n,), generator=rng)
     def target(self, noise, noisy, t, text_states): return noise
 
 # %% ../13_latent_diffusion.ipynb #e59331fc
@@ -140,35 +141,49 @@ def draw_weights(cache, pictures):
     return 1 / styles.bincount(minlength=len(pictures.styles))[styles]
 
 # %% ../13_latent_diffusion.ipynb #e78b1fd6
-def mixed(states, share, generator):
-    """Text states (B, 77, width), a `share` of them mixed with another's: w * own + (1 - w) * other.
+def mixed(states, others, generator):
+    """Text states (B, 77, width), the first of them mixed with `others`: w * own + (1 - w) * other.
 
-    The picture stays one's own, so w has the density 2w: it is the first prompt's with probability w."""
-    n = round(share * len(states))
-    w = torch.rand(n, 1, 1, generator=generator).sqrt().to(states)
-    return torch.cat([w * states[:n] + (1 - w) * states.roll(1, 0)[:n], states[n:]])
+    The picture stays one's own: it is a prompt's with the probability of the prompt's weight, and weights
+    near a half are the most frequent ones. So w has the density 12 w² (1 - w), as the second largest of
+    four uniform numbers has."""
+    n = len(others)
+    w = torch.rand(n, 4, generator=generator).sort(1).values[:, 2, None, None].to(states)
+    return torch.cat([w * states[:n] + (1 - w) * others, states[n:]])
+
+def told_to_be(pictures, shown, seed, drop, n):
+    """Captions for rows of positions (B, 3), a share `drop` of them empty, and `n` to mix the first with.
+
+    These are another row's, or, for every second row, its own wording with another row's subject."""
+    other, rng = shown[:n].roll(1, 0), random.Random(seed)
+    other[::2, 1:] = shown[:n:2, 1:]
+    empty = [rng.random() < drop for _ in shown]
+    return [["" if empty[i] else captions_of(pictures, row[None], random.Random(seed * len(shown) + i))[0]
+             for i, row in enumerate(rows)] for rows in (shown, other)]
 
 # %% ../13_latent_diffusion.ipynb #0294336b
-def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, mix=.1, loss=None, workers=0,
-                  **settings):
+def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, mix=.2, wrong=0.,
+                  loss=None, workers=0, **settings):
     """Train `models.unet` on cached latents with captions worded anew; returns the losses.
 
-    `drop` is the share of empty captions, `mix` that of mixed ones, `loss` a module around the UNet
-    (default: DiffusionLoss), `workers` as in `made_ahead`; `settings` go to `fit`."""
+    Shares: `drop` of empty captions, `mix` of mixed ones, `wrong` of ones with another's subject (a batch's
+    last). `loss`: a module around the UNet, or DiffusionLoss; `workers`: see `made_ahead`; the rest: `fit`."""
     upto = draw_weights(cache, pictures).cumsum(0).tolist()
     def draw(seed):
         rng = random.Random(seed)
         rows = rng.choices(range(len(upto)), cum_weights=upto, k=batch_size)
-        captions = captions_of(pictures, cache["shown"][rows], rng)
-        captions = ["" if rng.random() < drop else caption for caption in captions]
-        return rows, models.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+        shown, right = cache["shown"][rows], batch_size - round(wrong * batch_size)
+        shown[right:, 0] = shown[right:, 0].roll(1)
+        told, others = told_to_be(pictures, shown, seed, drop, round(mix * batch_size))
+        return rows, models.tokenizer(told + others, padding="max_length", return_tensors="pt").input_ids
     draw = made_ahead(draw, steps, workers, PartialState().num_processes)
     latents = cache["latents"].to(models.device)
     @torch.no_grad()
     def make_batch(seed):
         rows, ids = draw(seed)
         states = models.text_encoder(ids.to(models.device)).last_hidden_state
-        return latents[rows].float(), mixed(states, mix, torch.Generator().manual_seed(seed)), seed
+        parts = states[:batch_size], states[batch_size:], torch.Generator().manual_seed(seed)
+        return latents[rows].float(), mixed(*parts), seed
     if models.device.type == "cpu" and choose_precision() == "bf16":  # there faster than torch's own
         models.unet.set_attn_processor(AttnProcessor())
     return fit(loss or DiffusionLoss(models.unet, training_alphas()), make_batch, steps, **settings)
@@ -194,10 +209,11 @@ def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=Non
     return images
 
 # %% ../13_latent_diffusion.ipynb #62dc30fd
-def unet_data(file, vae, n, workers=0):
+def unet_data(file, vae, n, workers=0, redrawn=""):
     "The Pictures of pocket-sd's UNet, and `n` latents of them; from `file`, unless it holds other ones."
-    pictures = Pictures(splits=("train",), styles=POCKET_STYLES, often=LECTURE)
-    made_of = dict(n=n, scaling_factor=vae.config.scaling_factor, subjects=pictures.subjects)
+    pictures = Pictures(splits=("train",), styles=POCKET_STYLES, often=LECTURE + (redrawn,) * 15)
+    if redrawn not in ("", *pictures.subjects): raise ValueError(f"no subject of pocket-sd's is {redrawn!r}")
+    made_of = dict(n=n, scaling_factor=vae.config.scaling_factor, subjects=pictures.subjects, anew=redrawn)
     with PartialState().main_process_first():
         cache = load_checkpoint(file)
         if not cache or cache["made_of"] != made_of:
@@ -245,7 +261,7 @@ def unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep):
 @call_parse
 def train_unet(
     steps: int = 10_000,  # training steps
-    settle: int = 0,  # further steps, in which a copy learns to listen less
+    settle: int = 0,  # further steps, in which it learns to listen less
     batch_size: int = 64,  # latents a batch
     n_latents: int = 18_000,  # composites to encode once
     lr: float = 1e-3,  # highest learning rate
@@ -253,47 +269,46 @@ def train_unet(
     work: str = ".train/unet",  # folder for the checkpoint and the latents
     out: str = None,  # model folder (default: data/pocket-sd), with its text encoder and VAE already there
     mixed_precision: str = None,  # no, bf16 or fp16 (default: what this machine is fast in)
-    share: float = .45,  # how much less: its guidance, relative to before
+    share: float = .45,  # how much less: its guidance, relative to a network's that was not settled
     start: str = None,  # folder of a trained UNet to start from
     workers: int = 0,  # processes that make batches ahead; with a GPU as many as there are cores
+    redrawn: str = "",  # a subject whose drawings are new: made sixteen times as often as the lecture's others
 ):
     "Train pocket-sd's UNet on cached latents; goes on from its checkpoint."
     keep = dict(batch_size=batch_size, workers=workers)
     out, work = run_folders(out, work, steps=steps, settle=settle, n_latents=n_latents, **keep)
     models, runs = training_models(out, start), earlier_runs("unet", start)
-    pictures, cache = unet_data(work / "latents.pt", models.vae, n_latents, workers)
+    pictures, cache = unet_data(work / "latents.pt", models.vae, n_latents, workers, redrawn)
     keep |= dict(mixed_precision=mixed_precision, optimizer=optimizer)
     runs += unet_runs(models, cache, pictures, steps, settle, share, lr, work, **keep)
     if main_process(): publish_unet(models.unet, out, pictures.subjects, runs)
 
 # %% ../13_latent_diffusion.ipynb #7694c455
 class SettlingLoss(DiffusionLoss):
-    """The same loss for a copy of `teacher`, whose guidance is to be `share` as strong as the teacher's.
+    """The same loss for a network that is to follow the text only `share` of the way.
 
-    A share `wrong` of each batch has another picture's text. Where that can be seen, at timesteps below
-    500, it is to answer as without text. `uncond` is the empty prompt's text states, (1, 77, width)."""
+    The way begins at what `teacher` answers to no text, `uncond`, (1, 77, width). The last `wrong` of each
+    batch, which name another subject, are shown with less noise, t < 700, where that can be seen."""
     def __init__(self, unet, alphas_cumprod, teacher, uncond, share, wrong):
         super().__init__(unet, alphas_cumprod)
         self.share, self.wrong, self.frozen = share, wrong, [teacher, uncond]  # a list: not the module's
 
-    def forward(self, latents, text_states, seed, per_sample=False):
-        n = round(self.wrong * len(latents))
-        told = torch.cat([text_states[:n].roll(1, 0), text_states[n:]])
-        return super().forward(latents, told, seed, per_sample)
+    def timesteps(self, n, rng):
+        t = super().timesteps(n, rng)
+        wrong = t[n - round(self.wrong * n):]
+        wrong.mul_(7).floor_divide_(10)
+        return t
 
     @torch.no_grad()
     def target(self, noise, noisy, t, told):
         teacher, empty = self.frozen
-        both = torch.cat([empty.expand_as(told), told])
-        answers = teacher(torch.cat([noisy] * 2), torch.cat([t] * 2), encoder_hidden_states=both).sample
-        uncond, cond = answers.float().chunk(2)
-        contradicted = (torch.arange(len(t), device=t.device) < round(self.wrong * len(t))) & (t < 500)
-        return uncond + torch.where(contradicted, 0., self.share)[:, None, None, None] * (cond - uncond)
+        uncond = teacher(noisy, t, encoder_hidden_states=empty.expand_as(told)).sample.float()
+        return torch.lerp(uncond, noise, self.share)
 
 # %% ../13_latent_diffusion.ipynb #3217473e
-def settling(models, cache, pictures, steps, share, wrong=.35, lr=2.5e-4, **settings):
-    "Train `models.unet` to follow the text only `share` as much as now; returns the losses."
+def settling(models, cache, pictures, steps, share, wrong=.1, lr=2.5e-4, **settings):
+    "Train `models.unet` to follow the text only `share` of the way; returns the losses."
     if not steps: return []
     teacher = copy.deepcopy(models.unet).to(models.device).requires_grad_(False)
     loss = SettlingLoss(models.unet, training_alphas(), teacher, encode_prompt(models, ""), share, wrong)
-    return unet_training(models, cache, pictures, steps, loss=loss, lr=lr, mix=0, **settings)
+    return unet_training(models, cache, pictures, steps, wrong=wrong, loss=loss, lr=lr, **settings)

@@ -70,7 +70,7 @@ class Pictures:
     """The pictures of data/emoji, and composites of them.
 
     `splits` and `styles` choose rows of its metadata.csv, `subjects` (a list of names) chooses by name
-    instead of by split. Subjects in `often` are drawn five times as often as others. With `anywhere`,
+    instead of by split. Those in `often` are drawn five times as often as others. With `anywhere`,
     place, width and shade of the ground are free (see `compose`). What held_out.csv names is kept out of
     what is drawn at random, unless `hold_out` is False.
     Raises ValueError for a subject or style that is not there."""
@@ -87,7 +87,7 @@ class Pictures:
                 self.files.setdefault((r["subject"], r["style"]), []).append(r["file_name"])
         self.synonyms = {r["subject"]: [r["subject"], *filter(None, r["synonyms"].split(";"))]
                          for r in rows}
-        self.weights = [5 if s in often else 1 for s in self.subjects]
+        self.weights = [5 * often.count(s) or 1 for s in self.subjects]
         kept = {(r["subject"], r["style"], r["background"]) for r in self.rows("held_out.csv")}
         self.held_out = kept if hold_out else set()
 

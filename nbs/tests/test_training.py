@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import nn
 
-from deepdive import evaluation
+from deepdive import evaluation, latent_diffusion
 from deepdive.autoencoder_training import FinishingLoss, VAELoss, batch_psnr, begun_from, edges, made_ahead, pocket_vae, round_trip, train_vae
 from deepdive.contrastive import train_text
 from deepdive.denoising import load_checkpoint, save_fp16, training_record
@@ -25,7 +25,7 @@ from deepdive.evaluation import (
     at_limit, behaviour, combinations, distance, evaluate, frechet, giving_way, guesses, half_way, judge_sees, limits, mixes, pairs, scores,
     seed_distances, seen_features)
 from deepdive.latent_diffusion import (
-    SCHEDULE, DiffusionLoss, SettlingLoss, cache_latents, draw_weights, generate, loss_by_timestep, mixed, pocket_unet, train_unet,
+    SCHEDULE, DiffusionLoss, SettlingLoss, cache_latents, draw_weights, generate, loss_by_timestep, mixed, pocket_unet, told_to_be, train_unet,
     training_alphas, training_models, unet_data, unet_training, write_scheduler)
 from deepdive.pictures import POCKET_STYLES, Judge, Pictures, load_judge
 from deepdive.sampling_loop import data_folder, encode_prompt, mean_difference
@@ -156,14 +156,28 @@ def test_styles_come_alike():
 
 
 def test_mixed_prompts_mean_one_or_the_other():
-    states = torch.eye(2000)[:, None].contiguous()  # (B, 1, B): each state is told from all others
-    told = mixed(states, .5, torch.Generator().manual_seed(0))
-    assert torch.equal(told[1000:], states[1000:]) and torch.equal(mixed(states, 0, torch.Generator()), states)
-    own, other = told[:1000, 0].diagonal(), told[range(1000), 0, [i - 1 for i in range(1000)]]
-    assert torch.allclose(own + other, torch.ones(1000)) and torch.allclose(told[:1000].sum(-1), torch.ones(1000, 1))
-    # where a prompt has a weight of about .3, the picture is its own in about 3 of 10 cases
+    states = torch.eye(4000)[:, None].contiguous()  # (B, 1, B): each state is told from all others
+    told = mixed(states, states[:2000].roll(1, 0), torch.Generator().manual_seed(0))
+    assert torch.equal(told[2000:], states[2000:]) and torch.equal(mixed(states, states[:0], torch.Generator()), states)
+    own, other = told[:2000, 0].diagonal(), told[range(2000), 0, [(i - 1) % 2000 for i in range(2000)]]
+    assert torch.allclose(own + other, torch.ones(2000)) and torch.allclose(told[:2000].sum(-1), torch.ones(2000, 1))
+    # where a prompt has a weight of about .3, the picture is its own in about 3 of 10 cases; most weights are near a half
     at_3, at_7 = ((own - w).abs().lt(.1).sum().item() for w in (.3, .7))
-    assert .2 < at_3 / (at_3 + at_7) < .4
+    assert .2 < at_3 / (at_3 + at_7) < .4 and (own - .5).abs().lt(.25).float().mean() > .6
+
+
+def test_what_a_prompt_is_mixed_with():
+    pictures, drop = Pictures(subjects=["apple", "owl", "robot"], styles=("cartoon", "oil painting")), .5
+    shown = torch.tensor([[0, 0, 3], [1, 1, 4], [2, 0, 5], [0, 1, 2]] * 100)
+    told, others = told_to_be(pictures, shown, 7, drop, 200)
+    names = [pictures.synonyms[s] for s in pictures.subjects]
+    assert len(told) == 400 and len(others) == 200 and [t == "" for t in told[:200]] == [o == "" for o in others]
+    assert .4 < sum(t == "" for t in told) / 400 < .6 and "" not in told_to_be(pictures, shown, 7, 0, 3)[0]
+    for i, (prompt, other) in enumerate(zip(*told_to_be(pictures, shown, 7, 0, 200))):
+        own, next_one = shown[i, 0], shown[(i - 1) % 200, 0]
+        assert any(name in prompt for name in names[own]) and any(name in other for name in names[next_one])
+        if i % 2 == 0 and own != next_one:  # its own wording, with another's subject
+            assert any(prompt.replace(a, b).replace("an ", "a ") == other.replace("an ", "a ") for a in names[own] for b in names[next_one])
 
 
 def test_training_has_float32_copies_of_its_own(models, monkeypatch):
@@ -190,19 +204,35 @@ def test_generate_gives_each_picture_its_own_seed(models):
                            generate(models, ["a parrot"], steps=4, seed=6, scheduler=models.scheduler)[0]) > .1
 
 
-def test_a_settled_copy_is_to_answer_as_its_teacher_would_at_less_guidance(models):
+def test_a_settled_network_is_to_go_only_a_share_of_the_way_to_the_noise(models):
     text, uncond = encode_prompt(models, ["a parrot", "a castle", "an apple", "a swan"]), encode_prompt(models, "")
-    x, t = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([900, 300, 600, 10])
+    x, noise = torch.randn(2, 4, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    t = torch.tensor([900, 300, 600, 10])
     loss = SettlingLoss(pocket_unet(), training_alphas(), models.unet, uncond, .4, wrong=.5)
-    with torch.no_grad(): a, b = (models.unet(x, t, encoder_hidden_states=e).sample for e in (text, uncond.expand_as(text)))
-    expected = b + .4 * (a - b)
-    expected[1] = b[1]  # the first half has another picture's text, and at t = 300 one can see it
-    assert torch.allclose(loss.target(None, x, t, text), expected, atol=1e-5)
+    with torch.no_grad(): start = models.unet(x, t, encoder_hidden_states=uncond.expand_as(text)).sample
+    assert torch.allclose(loss.target(noise, x, t, text), start + .4 * (noise - start), atol=1e-5)
     assert len(list(loss.parameters())) == len(list(models.unet.parameters()))  # the teacher's are not among them
-    seen = []
-    loss.unet.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True)
-    with torch.no_grad(): loss(x, text, 0)
-    assert torch.equal(seen[0], text[[1, 0, 2, 3]])
+    t = loss.timesteps(2000, torch.Generator().manual_seed(0))
+    assert t[:1000].max() > 990 and 690 < t[1000:].max() < 700 and min(t[:1000].min(), t[1000:].min()) < 10
+
+
+def test_the_last_of_a_batch_are_told_another_subject(models, monkeypatch):
+    pictures = Pictures(splits=("train",), styles=("3d render", "cartoon"))
+    cache, told = cache_latents(models.vae, pictures, 8), []
+    monkeypatch.setattr(latent_diffusion, "told_to_be", lambda p, shown, *_: told.append(shown) or (["an owl"] * len(shown), []))
+    monkeypatch.setattr(latent_diffusion, "fit", lambda loss, make_batch, steps: make_batch(3))
+    for wrong in 0., .5: unet_training(models, cache, pictures, 1, batch_size=8, drop=0, mix=0, wrong=wrong)
+    right, other = told
+    assert torch.equal(right[:4], other[:4]) and torch.equal(right[4:, 1:], other[4:, 1:])
+    assert torch.equal(right[4:, 0].roll(1), other[4:, 0]) and not torch.equal(right[4:, 0], other[4:, 0])
+
+
+def test_a_subject_drawn_anew_comes_more_often(tmp_path, models):
+    pictures, cache = unet_data(tmp_path / "latents.pt", models.vae, 40, redrawn="otter")
+    plain = unet_data(tmp_path / "latents.pt", models.vae, 40)[0]
+    otter, owl, apple = (pictures.subjects.index(s) for s in ("otter", "owl", "apple"))
+    assert pictures.weights[otter] == 16 * pictures.weights[owl] == 16 * plain.weights[otter] == 80 * pictures.weights[apple]
+    with pytest.raises(ValueError, match="unicorn"): unet_data(tmp_path / "latents.pt", models.vae, 4, redrawn="unicorn")
 
 
 # Evaluation
@@ -427,11 +457,11 @@ def test_records_of_the_long_runs_are_there():
         runs = training_record(name)["runs"]
         for run in runs: assert {"losses", "steps", "batch_size"} | keys <= set(run)
         def kind(run): return [run.get(key) for key in ("run", "n_latents", "batch_size", "optimizer", "share")]
-        for (first, *_), alike in itertools.groupby(runs, kind):  # runs that go on from each other count as one
+        for (first, *_), alike in ((k, list(some)) for k, some in itertools.groupby(runs, kind)):  # runs that go on from each other count as one
             losses = [loss for run in alike for loss in run["losses"]]
             tenth = len(losses) // 10
-            # a finisher's loss is raised again by a discriminator that learns
-            if first != "vae_finished": assert sum(losses[-tenth:]) < .9 * sum(losses[:tenth])
+            # a finisher's loss is raised again by a discriminator that learns; a short settling moves the share, not the error
+            if first != "vae_finished" and not (alike[0].get("share") and len(losses) < 1000): assert sum(losses[-tenth:]) < .9 * sum(losses[:tenth])
         for before, run in zip(runs, runs[1:]):
             if run.get("run") == "vae_finished":
                 psnr = list(run["psnr"].values())
