@@ -8,7 +8,7 @@ __all__ = ['measured', 'free_places', 'inpaint', 'invert', 'lent_words', 'LentMa
 # %% ../17_editing.ipynb #0f8ef773
 from .autoencoder import image_tensor, pil_to_latents, psnr, to_rgb
 from .contrastive import run_folders
-from .denoising import fit, load_checkpoint, record, save_checkpoint, thinned
+from .denoising import fit, load_checkpoint, record, save_checkpoint, thinned, training_record
 from .editing_parts import drawn_pairs, edits, listed, own_pairs
 from .finetuning import Finetuning
 from .image_to_image import fitted, img2img
@@ -25,7 +25,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from fastcore.script import call_parse
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -117,8 +117,6 @@ class LentMaps:
             lent = shares[::2].gather(-1, places.clamp(min=0))
             shares[1::2] = torch.where(places < 0, shares[1::2], lent)
         return attn.to_out[1](attn.to_out[0]((shares @ v).transpose(1, 2).flatten(2)))
-
-# %% ../17_editing.ipynb #081e23f6
 def pair_noise(models, before, after, scale):
     "noise_at for latents in pairs: the first of each without guidance to `before`, the second to `after`."
     texts = [prompt for pair in zip(before, after) for prompt in pair]
@@ -180,8 +178,6 @@ def pair_latents(vae, pairs, batch_size=16):
     pixels = (image_tensor(sum(map(list, pairs[i:i + batch_size]), [])).to(vae.device, vae.dtype)
               for i in range(0, len(pairs), batch_size))
     return torch.cat([vae.encode(p).latent_dist.mean.unflatten(0, (-1, 2)).half().cpu() for p in pixels])
-
-# %% ../17_editing.ipynb #611d3ba2
 def editing_batches(models, latents, told, batch_size=16, drop=.05):
     "seed -> EditingLoss's arguments; a share `drop` each has no text, no picture, neither (Brooks et al.)."
     words = sorted({""}.union(*told))
@@ -198,12 +194,14 @@ def editing_batches(models, latents, told, batch_size=16, drop=.05):
     return make_batch
 
 # %% ../17_editing.ipynb #9ae2fb0f
-def teach_edits(models, latents, told, steps, batch_size=16, rank=16, lr=2e-3, file=None, **settings):
-    "(Models whose UNet learns from `pair_latents` and their words, losses); `settings` go to `fit`."
-    torch.manual_seed(0)
-    unet = seeing(models.unet)
-    make_batch = editing_batches(models, latents, told, batch_size)
-    losses = fit(EditingLoss(unet, rank), make_batch, steps, lr=lr, weight_decay=0, **settings)
+def teach_edits(models, latents, told, steps, batch_size=16, rank=16, file=None, start=None, **settings):
+    "(Models whose UNet learns from `pair_latents`, losses). `file`, `start`: its LoRA, one to go on from."
+    unet, _ = seeing(models.unet), torch.manual_seed(0)
+    loss, make_batch = EditingLoss(unet, rank), editing_batches(models, latents, told, batch_size)
+    if start and set_peft_model_state_dict(
+            unet, {k[5:]: v.float() for k, v in load_file(start).items()}).unexpected_keys:
+        raise ValueError(f"{start} has other layers than this LoRA: give the edits.safetensors of an editor")
+    losses = fit(loss, make_batch, steps, **dict(lr=2e-3, weight_decay=0) | settings)
     added = {k: v.half().cpu() for k, v in get_peft_model_state_dict(unet).items()}
     if file: StableDiffusionPipeline.save_lora_weights(file.parent, added, weight_name=file.name)
     return merged(models, unet), losses
@@ -255,16 +253,15 @@ def ways(models, editor, steps=20):
         "image to image": lambda c: img2img(models, *of(c, "after", "image"), .6, steps, scheduler=sampler),
         "inpainting": lambda c: inpaint(models, *of(c, "after", "image", "mask"), steps),
         "inversion": lambda c: inverted(*of(c, "before", "after", "image")),
-        "maps kept": lambda c: prompt_to_prompt(models, *of(c, "before", "after", "image"),
-                                                num_inference_steps=steps),
+        "maps kept": lambda c: prompt_to_prompt(models, *of(c, "before", "after", "image"), .8, .4, steps),
         "instruction": lambda c: edit(editor, *of(c, "instruction", "image"), steps),
         "the target": lambda c: trip(of(c, "target"))}
 
 # %% ../17_editing.ipynb #4edc73a2
 @call_parse
 def benchmark(
-    n: int = 200, steps: int = 20,  # cases; sampling steps
-    work: str = ".train/edits", out: str = None,  # folder for what is done; for results (data/embeddings)
+    n: int = 200, steps: int = 20, work: str = ".train/edits",  # cases; sampling steps; what is done
+    out: str = None,  # folder for the results (default: data/embeddings)
 ):
     "Measure the ways to edit on the fixed cases; goes on where it stopped; writes training/edits.json."
     out, work = run_folders(out or data_folder() / "embeddings", work, n=n, steps=steps)
@@ -286,15 +283,18 @@ def train_edits(
     pairs: str = None,  # a folder of your own pairs (see own_pairs): on top of what is shipped
     steps: int = 12_000, batch_size: int = 16, lr: float = 2e-3, n_pairs: int = 12_000,  # of the training
     work: str = ".train/edits", out: str = None,  # folder for the checkpoint; for the LoRA
+    start: str = None,  # a LoRA to train further (edits.safetensors), the record of its training beside it
 ):
     "Teach pocket-sd to follow instructions; goes on from its checkpoint; writes (own_)edits.safetensors."
     if pairs and not out: raise ValueError("--out: name a folder for what your own pairs teach")
+    before = training_record("edits_training", Path(start).parent)["runs"] if start else []
     out, work = run_folders(out or data_folder() / "embeddings", work, steps=steps, n_pairs=n_pairs)
     models = load_models(data_folder() / "pocket-sd", dtype=torch.float32)
     if pairs: name, work, models, (found, told) = "own_edits", out, load_editor(models), own_pairs(pairs)
     else: name, (found, told) = "edits", drawn_pairs(Pictures(("train",), styles=POCKET_STYLES), n_pairs)
     if models.device.type == "cpu": models.unet.set_attn_processor(AttnProcessor())  # faster in bf16
-    _, losses = teach_edits(
-        models, pair_latents(models.vae, found), told, steps, batch_size, file=out / f"{name}.safetensors",
-        lr=lr, ema_decay=.999, mixed_precision=None, checkpoint=work / f"{name}.pt", show_speed=True)
-    record(f"{name}_training", out, steps=steps, n_pairs=len(told), losses=thinned(losses))
+    keep = dict(file=out / f"{name}.safetensors", checkpoint=work / f"{name}.pt", start=start, lr=lr)
+    _, losses = teach_edits(models, pair_latents(models.vae, found), told, steps, batch_size, **keep,
+                            ema_decay=.999, mixed_precision=None, show_speed=True)
+    record(f"{name}_training", out, runs=before + [dict(
+        steps=steps, batch_size=batch_size, n_pairs=len(told), losses=thinned(losses))])

@@ -6,35 +6,28 @@ __all__ = ['SCHEDULE', 'pocket_unet', 'training_alphas', 'write_scheduler', 'tra
            'publish_unet', 'loss_by_timestep', 'unet_runs', 'train_unet', 'SettlingLoss', 'settling']
 
 # %% ../13_latent_diffusion.ipynb #94f44377
-from .autoencoder import pil_to_latents
 from .autoencoder_training import begun_from, made_ahead
 from .contrastive import pocket_tokenizer, run_folders
 from .denoising import (
-    choose_precision, earlier_runs, fit, load_checkpoint, main_process, plot_losses, plot_runs, record,
-    save_checkpoint, save_fp16, thinned, training_record)
+    choose_precision, earlier_runs, fit, load_checkpoint, main_process, record, save_checkpoint,
+    save_fp16, thinned)
 from .pictures import BACKGROUNDS, LECTURE, POCKET_STYLES, Pictures
 from .sampling_loop import (
-    Models, check_answer, choose_device, data_folder, denoise, encode_prompt, initial_latents,
-    latents_to_pil, load_models, show_images)
+    Models, choose_device, denoise, encode_prompt, initial_latents, latents_to_pil)
 
 import copy, json, random
-from dataclasses import replace
 from pathlib import Path
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from fastcore.script import call_parse
-from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel
 
 # %% ../13_latent_diffusion.ipynb #6552ff81
 def pocket_unet(channels=(64, 128, 192), width=128):
     """An untrained UNet2DConditionModel for latents of 16 x 16 and text states of `width` numbers.
-
     It has 8.8 M parameters instead of 860 M."""
     return UNet2DConditionModel(
         sample_size=16, block_out_channels=channels, layers_per_block=1,
@@ -49,8 +42,8 @@ SCHEDULE = dict(
 
 def training_alphas():
     "The share of the picture's variance, abar, that is left at each of the 1000 timesteps, (1000,)."
-    betas = {k: SCHEDULE[k] for k in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")}
-    return DDPMScheduler(**betas).alphas_cumprod
+    kept = "num_train_timesteps", "beta_start", "beta_end", "beta_schedule"
+    return DDPMScheduler(**{k: SCHEDULE[k] for k in kept}).alphas_cumprod
 
 # %% ../13_latent_diffusion.ipynb #3d96177f
 def write_scheduler(out):
@@ -70,7 +63,6 @@ def write_scheduler(out):
 # %% ../13_latent_diffusion.ipynb #28fe49ce
 def training_models(out, start=None):
     """Float32 Models to train a UNet with; the scheduler is Euler's.
-
     Tokenizer, text encoder and VAE come from the model folder `out`; the UNet is new, or that of the folder
     `start`. Raises FileNotFoundError for what `out` lacks, and what `begun_from` raises."""
     out, device = Path(out), choose_device()[0]
@@ -89,7 +81,6 @@ def training_models(out, start=None):
 @torch.no_grad()
 def cache_latents(vae, pictures, n, seed=0, batch_size=32, workers=0):
     """`n` composites -> dict of scaled latents (n, 4, 16, 16) in float16 and of what each shows.
-
     `shown` is (n, 3): positions in subjects, styles, BACKGROUNDS. `workers` as in `made_ahead`."""
     latents, shown, batches = [], [], -(-n // batch_size)
     def draw(i):
@@ -106,7 +97,6 @@ def cache_latents(vae, pictures, n, seed=0, batch_size=32, workers=0):
 # %% ../13_latent_diffusion.ipynb #e6049deb
 class DiffusionLoss(nn.Module):
     """The weighted squared error of the predicted noise, a scalar.
-
     It takes scaled latents (B, 4, h, w) and text states (B, 77, width); `seed` draws timesteps and noise.
     With `per_sample` the unweighted errors (B,) and their timesteps come back instead."""
     def __init__(self, unet, alphas_cumprod, snr_floor=.05, snr_cap=5.):
@@ -143,10 +133,8 @@ def draw_weights(cache, pictures):
 # %% ../13_latent_diffusion.ipynb #e78b1fd6
 def mixed(states, others, generator):
     """Text states (B, 77, width), the first of them mixed with `others`: w * own + (1 - w) * other.
-
-    The picture stays one's own: it is a prompt's with the probability of the prompt's weight, and weights
-    near a half are the most frequent ones. So w has the density 12 w² (1 - w), as the second largest of
-    four uniform numbers has."""
+    The picture stays one's own, and is a prompt's with the probability of its weight. Weights near a half
+    are frequent: w has the density 12 w² (1 - w), as the second largest of four uniform numbers has."""
     n = len(others)
     w = torch.rand(n, 4, generator=generator).sort(1).values[:, 2, None, None].to(states)
     return torch.cat([w * states[:n] + (1 - w) * others, states[n:]])
@@ -165,9 +153,8 @@ def told_to_be(pictures, shown, seed, drop, n):
 def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, mix=.2, wrong=0.,
                   loss=None, workers=0, **settings):
     """Train `models.unet` on cached latents with captions worded anew; returns the losses.
-
-    Shares: `drop` of empty captions, `mix` of mixed ones, `wrong` of ones with another's subject (a batch's
-    last). `loss`: a module around the UNet, or DiffusionLoss; `workers`: see `made_ahead`; the rest: `fit`."""
+    Shares: `drop` of empty captions, `mix` of mixed ones, `wrong` of another's subject (a batch's last).
+    `loss`: a module around the UNet, or DiffusionLoss; `workers`: see `made_ahead`; the rest: `fit`."""
     upto = draw_weights(cache, pictures).cumsum(0).tolist()
     def draw(seed):
         rng = random.Random(seed)
@@ -286,7 +273,6 @@ def train_unet(
 # %% ../13_latent_diffusion.ipynb #7694c455
 class SettlingLoss(DiffusionLoss):
     """The same loss for a network that is to follow the text only `share` of the way.
-
     The way begins at what `teacher` answers to no text, `uncond`, (1, 77, width). The last `wrong` of each
     batch, which name another subject, are shown with less noise, t < 700, where that can be seen."""
     def __init__(self, unet, alphas_cumprod, teacher, uncond, share, wrong):
@@ -295,9 +281,8 @@ class SettlingLoss(DiffusionLoss):
 
     def timesteps(self, n, rng):
         t = super().timesteps(n, rng)
-        wrong = t[n - round(self.wrong * n):]
-        wrong.mul_(7).floor_divide_(10)
-        return t
+        right = n - round(self.wrong * n)
+        return torch.cat([t[:right], t[right:] * 7 // 10])
 
     @torch.no_grad()
     def target(self, noise, noisy, t, told):

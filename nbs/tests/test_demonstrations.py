@@ -414,8 +414,8 @@ def the_middle_is_one_animal_or_another_as_the_seed_has_it(s):
 def mouse_and_leopard(models): return torch.lerp(*encode_prompt(models, ["A mouse", "A leopard"]).split(1), .65)
 
 
-@claim("03", MOSTLY)
-def two_thirds_of_a_leopards_prompt_draw_a_leopard(s): return s.shows(s.drawn(mouse_and_leopard), "leopard")
+@claim("03", TOGETHER)
+def two_thirds_of_a_leopards_prompt_mostly_draw_a_leopard(s): assert sum(s.shows(s.drawn(mouse_and_leopard), "leopard")) >= MOSTLY
 
 
 def part(models, words):
@@ -432,9 +432,8 @@ words_only, ends_only = partial(part, words=True), partial(part, words=False)
 def the_words_alone_draw_the_parrot(s): return s.shows(s.drawn(words_only), "parrot")
 
 
-@claim("03", TOGETHER)
-def but_not_always_on_blue(s):
-    assert 1 <= sum(s.stands_on(s.drawn(words_only), "blue")) <= 8
+@claim("03", MOSTLY)
+def mostly_on_blue(s): return s.stands_on(s.drawn(words_only), "blue")
 
 
 @claim("03")
@@ -536,9 +535,9 @@ def asked_for_a_sketch_it_mostly_draws_a_pencil(s): return s.shows(s.drawn(asked
 
 
 @claim("04", TOGETHER)
-def the_learned_pencil_brings_most_of_the_subjects(s):
+def the_learned_pencil_brings_hardly_a_subject(s):
     said = s.judged(s.drawn(sketched, seeds=TWO_SEEDS, scale=5.), 0)
-    assert sum(map(str.__eq__, said, NAMES)) >= MOSTLY, said
+    assert sum(map(str.__eq__, said, NAMES)) <= 3, said
 
 
 @claim("04", slow=True)

@@ -19,7 +19,7 @@ from deepdive.schedulers import euler, noise_predictor, sigma_schedule
 from deepdive.speed import solver
 from diffusers import (StableDiffusionInpaintPipeline, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel)
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 PARTS = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 KEEP = dict(batch_size=2, rank=2, report_every=0)
@@ -177,6 +177,11 @@ def test_what_is_learned_is_saved_and_the_pipeline_agrees(slim, images, tmp_path
     theirs = pipe("mirror it", images[0], num_inference_steps=4, guidance_scale=3., image_guidance_scale=1.5,
                   generator=torch.Generator().manual_seed(5)).images[0]
     assert mean_difference(ours, theirs) < 1 and mean_difference(edit(loaded, "mirror it", images[0], 4, 3., 1.5, seed=6)[0], theirs) > 1
+    teach_edits(slim, latents, told, 0, file=tmp_path / "same.safetensors", start=file, **KEEP)  # the same LoRA is trained further
+    same, first = load_file(tmp_path / "same.safetensors"), load_file(file)
+    assert same.keys() == first.keys() and all(torch.equal(v, first[k]) for k, v in same.items())
+    save_file({k.replace("conv_in", "conv"): v for k, v in first.items()}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="other layers"): teach_edits(slim, latents, told, 0, start=tmp_path / "other.safetensors", **KEEP)
     again, _ = teach_edits(loaded, latents, told, 1, **KEEP)  # an own action goes on from here
     assert again.unet.config.in_channels == 8
     with pytest.raises(FileNotFoundError, match="deepdive-train-edits"): load_editor(slim, tmp_path / "none.safetensors")
@@ -229,7 +234,10 @@ def test_the_commands(slim, tmp_path, monkeypatch):
     small(monkeypatch, slim)
     folders = dict(work=str(tmp_path / "work"), out=str(tmp_path))
     train_edits(steps=2, batch_size=2, n_pairs=3, **folders)
-    assert len(json.loads((tmp_path / "training" / "edits_training.json").read_text())["losses"]) == 2
+    def runs(): return json.loads((tmp_path / "training" / "edits_training.json").read_text())["runs"]
+    assert [len(run["losses"]) for run in runs()] == [2]
+    train_edits(steps=1, batch_size=2, n_pairs=4, start=str(tmp_path / "edits.safetensors"), work=str(tmp_path / "more"), out=str(tmp_path))
+    assert [(run["steps"], run["n_pairs"]) for run in runs()] == [(2, 3), (1, 4)]
     benchmark(n=3, steps=2, **folders)
     record = json.loads((tmp_path / "training" / "edits.json").read_text())
     assert list(record["runs"]) == list(ways(slim, slim)) and all(len(r["target"]) == 3 for r in record["runs"].values())
@@ -335,7 +343,7 @@ def test_own_pairs_by_the_command(slim, table, tmp_path, monkeypatch):
     assert any(not torch.equal(one[k], two[k]) for k in one)
     monkeypatch.undo()
     assert load_editor(editor, tmp_path / "mine" / "own_edits.safetensors").unet.config.in_channels == 8
-    assert json.loads((tmp_path / "mine" / "training" / "own_edits_training.json").read_text())["n_pairs"] == 2
+    assert json.loads((tmp_path / "mine" / "training" / "own_edits_training.json").read_text())["runs"][0]["n_pairs"] == 2
 
 
 @pytest.fixture
