@@ -200,7 +200,7 @@ def teach_edits(models, latents, told, steps, batch_size=16, rank=16, file=None,
     loss, make_batch = EditingLoss(unet, rank), editing_batches(models, latents, told, batch_size)
     if start and set_peft_model_state_dict(
             unet, {k[5:]: v.float() for k, v in load_file(start).items()}).unexpected_keys:
-        raise ValueError(f"{start} has other layers than this LoRA: give the edits.safetensors of an editor")
+        raise ValueError(f"{start} has other layers than this LoRA: give an edits.safetensors")
     losses = fit(loss, make_batch, steps, **dict(lr=2e-3, weight_decay=0) | settings)
     added = {k: v.half().cpu() for k, v in get_peft_model_state_dict(unet).items()}
     if file: StableDiffusionPipeline.save_lora_weights(file.parent, added, weight_name=file.name)

@@ -199,7 +199,7 @@ def generate(models, prompts, steps=30, guidance_scale=7.5, seed=0, negative=Non
 def unet_data(file, vae, n, workers=0, redrawn=""):
     "The Pictures of pocket-sd's UNet, and `n` latents of them; from `file`, unless it holds other ones."
     pictures = Pictures(splits=("train",), styles=POCKET_STYLES, often=LECTURE + (redrawn,) * 15)
-    if redrawn not in ("", *pictures.subjects): raise ValueError(f"no subject of pocket-sd's is {redrawn!r}")
+    if redrawn not in ("", *pictures.subjects): raise ValueError(f"pocket-sd knows no {redrawn!r}")
     made_of = dict(n=n, scaling_factor=vae.config.scaling_factor, subjects=pictures.subjects, anew=redrawn)
     with PartialState().main_process_first():
         cache = load_checkpoint(file)
@@ -259,7 +259,7 @@ def train_unet(
     share: float = .45,  # how much less: its guidance, relative to a network's that was not settled
     start: str = None,  # folder of a trained UNet to start from
     workers: int = 0,  # processes that make batches ahead; with a GPU as many as there are cores
-    redrawn: str = "",  # a subject whose drawings are new: made sixteen times as often as the lecture's others
+    redrawn: str = "",  # a subject whose drawings are new: sixteen times as often as the lecture's others
 ):
     "Train pocket-sd's UNet on cached latents; goes on from its checkpoint."
     keep = dict(batch_size=batch_size, workers=workers)
