@@ -34,8 +34,9 @@ def test_one_drawing_a_hand_and_several_hands_for_the_lectures_subjects():
     hands = {}
     for r in ROWS: hands.setdefault((r["subject"], r["style"]), []).append(r["drawing"])
     assert all(len(set(h)) == len(h) for h in hands.values())
-    assert {subject for (subject, _), h in hands.items() if len(h) > 1} == set(LECTURE)
-    for subject in LECTURE:
+    several = set(LECTURE) - {"otter"}  # of whose drawings one can be told: build.py turns it upright
+    assert {subject for (subject, _), h in hands.items() if len(h) > 1} == several
+    for subject in several:
         for style in "watercolor painting", "oil painting": assert len(hands[subject, style]) >= 2, (subject, style)
     assert {r["style"] for r in ROWS if r["drawing"] == "twemoji"} == {"flat illustration", "watercolor painting", "oil painting"}
 

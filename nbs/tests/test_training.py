@@ -232,7 +232,7 @@ def test_a_subject_drawn_anew_comes_more_often(tmp_path, models):
     plain = unet_data(tmp_path / "latents.pt", models.vae, 40)[0]
     otter, owl, apple = (pictures.subjects.index(s) for s in ("otter", "owl", "apple"))
     assert pictures.weights[otter] == 16 * pictures.weights[owl] == 16 * plain.weights[otter] == 80 * pictures.weights[apple]
-    with pytest.raises(ValueError, match="unicorn"): unet_data(tmp_path / "latents.pt", models.vae, 4, redrawn="unicorn")
+    with pytest.raises(ValueError, match="griffin"): unet_data(tmp_path / "latents.pt", models.vae, 4, redrawn="griffin")
 
 
 # Evaluation
