@@ -88,3 +88,12 @@ def test_environment_variable_names_the_model(monkeypatch, tmp_path):
 def test_device_and_dtype():
     assert choose_device("cpu") == (torch.device("cpu"), torch.float32)
     assert choose_device("cpu", torch.bfloat16)[1] == torch.bfloat16
+
+
+def test_float32_is_not_made_coarser_on_a_gpu(monkeypatch):
+    "cuDNN takes ten bits for float32 convolutions unless told otherwise; on an H200 Euler's path left its twin's for that."
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    load_models(data_folder() / "pocket-sd", device="cpu", dtype=torch.bfloat16)
+    assert torch.backends.cudnn.allow_tf32
+    load_models(data_folder() / "pocket-sd", device="cpu", dtype=torch.float32)
+    assert not torch.backends.cudnn.allow_tf32
