@@ -158,7 +158,7 @@ def load_models(model=None, device=None, dtype=None):
     """The pieces of the model in folder or hub id `model` (see `model_source`), and the lecture's sampler.
     Raises FileNotFoundError, ConnectionError (no such hub model), ValueError (no such device or kind)."""
     source, (device, dtype) = model_source(model), choose_device(device, dtype)
-    if dtype == torch.float32: torch.backends.cudnn.allow_tf32 = False  # or convolutions on a GPU are coarser
+    if dtype == torch.float32: torch.backends.cudnn.allow_tf32 = False  # a GPU rounds more otherwise
     kinds = dict(text_encoder=CLIPTextModel, vae=AutoencoderKL, unet=UNet2DConditionModel)
     try:
         check_kind(source)

@@ -91,7 +91,7 @@ def test_device_and_dtype():
 
 
 def test_float32_is_not_made_coarser_on_a_gpu(monkeypatch):
-    "cuDNN takes ten bits for float32 convolutions unless told otherwise; on an H200 Euler's path left its twin's for that."
+    "cuDNN takes ten bits for float32 convolutions unless told otherwise."
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     load_models(data_folder() / "pocket-sd", device="cpu", dtype=torch.bfloat16)
     assert torch.backends.cudnn.allow_tf32
