@@ -109,7 +109,7 @@ def choose_device(device=None, dtype=None):
     "(torch.device, torch.dtype): what is asked for, else cuda in float16, else mps or cpu in float32."
     there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     name = str(device or there[0])
-    if name.split(":")[0] not in there: raise ValueError(f"no device {name!r} here, only {', '.join(there)}")
+    if name.split(":")[0] not in there: raise ValueError(f"no device {name!r}, only {', '.join(there)}")
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"dtype must be torch.float32, float16 or bfloat16, not {dtype!r}")
     return torch.device(name), dtype or (torch.float16 if name.startswith("cuda") else torch.float32)
