@@ -139,15 +139,15 @@ def mixed(states, others, generator):
     w = torch.rand(n, 4, generator=generator).sort(1).values[:, 2, None, None].to(states)
     return torch.cat([w * states[:n] + (1 - w) * others, states[n:]])
 
-def told_to_be(pictures, shown, seed, drop, n):
+def told_to_be(pictures, shown, rng, drop, n):
     """Captions for rows of positions (B, 3), a share `drop` of them empty, and `n` to mix the first with.
 
     These are another row's, or, for every second row, its own wording with another row's subject."""
-    other, rng = shown[:n].roll(1, 0), random.Random(seed)
+    other = shown[:n].roll(1, 0)
     other[::2, 1:] = shown[:n:2, 1:]
-    empty = [rng.random() < drop for _ in shown]
-    return [["" if empty[i] else captions_of(pictures, row[None], random.Random(seed * len(shown) + i))[0]
-             for i, row in enumerate(rows)] for rows in (shown, other)]
+    drawn = [(rng.random() < drop, rng.random()) for _ in shown]  # is it empty? a seed for its words
+    return [["" if empty else captions_of(pictures, row[None], random.Random(seed))[0]
+             for row, (empty, seed) in zip(rows, drawn)] for rows in (shown, other)]
 
 # %% ../13_latent_diffusion.ipynb #0294336b
 def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, mix=.2, wrong=0.,
@@ -161,7 +161,7 @@ def unet_training(models, cache, pictures, steps, batch_size=64, drop=.1, mix=.2
         rows = rng.choices(range(len(upto)), cum_weights=upto, k=batch_size)
         shown, right = cache["shown"][rows], batch_size - round(wrong * batch_size)
         shown[right:, 0] = shown[right:, 0].roll(1)
-        told, others = told_to_be(pictures, shown, seed, drop, round(mix * batch_size))
+        told, others = told_to_be(pictures, shown, rng, drop, round(mix * batch_size))
         return rows, models.tokenizer(told + others, padding="max_length", return_tensors="pt").input_ids
     draw = made_ahead(draw, steps, workers, PartialState().num_processes)
     latents = cache["latents"].to(models.device)

@@ -169,15 +169,26 @@ def test_mixed_prompts_mean_one_or_the_other():
 def test_what_a_prompt_is_mixed_with():
     pictures, drop = Pictures(subjects=["apple", "owl", "robot"], styles=("cartoon", "oil painting")), .5
     shown = torch.tensor([[0, 0, 3], [1, 1, 4], [2, 0, 5], [0, 1, 2]] * 100)
-    told, others = told_to_be(pictures, shown, 7, drop, 200)
+    told, others = told_to_be(pictures, shown, random.Random(7), drop, 200)
     names = [pictures.synonyms[s] for s in pictures.subjects]
     assert len(told) == 400 and len(others) == 200 and [t == "" for t in told[:200]] == [o == "" for o in others]
-    assert .4 < sum(t == "" for t in told) / 400 < .6 and "" not in told_to_be(pictures, shown, 7, 0, 3)[0]
-    for i, (prompt, other) in enumerate(zip(*told_to_be(pictures, shown, 7, 0, 200))):
+    assert .4 < sum(t == "" for t in told) / 400 < .6 and "" not in told_to_be(pictures, shown, random.Random(7), 0, 3)[0]
+    for i, (prompt, other) in enumerate(zip(*told_to_be(pictures, shown, random.Random(7), 0, 200))):
         own, next_one = shown[i, 0], shown[(i - 1) % 200, 0]
         assert any(name in prompt for name in names[own]) and any(name in other for name in names[next_one])
         if i % 2 == 0 and own != next_one:  # its own wording, with another's subject
             assert any(prompt.replace(a, b).replace("an ", "a ") == other.replace("an ", "a ") for a in names[own] for b in names[next_one])
+
+
+def test_which_captions_are_left_out_does_not_hang_on_the_latents(models, monkeypatch):
+    pictures, n = Pictures(subjects=["apple"], styles=("cartoon",)), 40
+    cache = dict(latents=torch.arange(n)[:, None, None, None].expand(n, 4, 16, 16).half(), shown=torch.tensor([[0, 0, 3]] * n))
+    monkeypatch.setattr(latent_diffusion, "fit", lambda loss, make_batch, steps: [make_batch(seed) for seed in range(10)])
+    empty, times = encode_prompt(models, ""), torch.zeros(n, 2)
+    for latents, states, _ in unet_training(models, cache, pictures, 10, batch_size=100, drop=.5, mix=0):
+        for row, state in zip(latents[:, 0, 0, 0].long(), states): times[row, int(torch.allclose(state, empty[0], atol=1e-4))] += 1
+    first, last = times[:n // 2].sum(0), times[n // 2:].sum(0)  # captions told, left out
+    assert times.sum() == 1000 and all(.4 < half[1] / half.sum() < .6 for half in (first, last))
 
 
 def test_training_has_float32_copies_of_its_own(models, monkeypatch):
@@ -457,11 +468,11 @@ def test_records_of_the_long_runs_are_there():
         runs = training_record(name)["runs"]
         for run in runs: assert {"losses", "steps", "batch_size"} | keys <= set(run)
         def kind(run): return [run.get(key) for key in ("run", "n_latents", "batch_size", "optimizer", "share")]
-        for (first, *_), alike in ((k, list(some)) for k, some in itertools.groupby(runs, kind)):  # runs that go on from each other count as one
+        for (first, *_), alike in itertools.groupby(runs, kind):  # runs that go on from each other count as one
             losses = [loss for run in alike for loss in run["losses"]]
             tenth = len(losses) // 10
-            # a finisher's loss is raised again by a discriminator that learns; a short settling moves the share, not the error
-            if first != "vae_finished" and not (alike[0].get("share") and len(losses) < 1000): assert sum(losses[-tenth:]) < .9 * sum(losses[:tenth])
+            # a finisher's loss is raised again by a discriminator that learns
+            if first != "vae_finished": assert sum(losses[-tenth:]) < .9 * sum(losses[:tenth])
         for before, run in zip(runs, runs[1:]):
             if run.get("run") == "vae_finished":
                 psnr = list(run["psnr"].values())
