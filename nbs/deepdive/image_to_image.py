@@ -8,7 +8,7 @@ import math
 import warnings
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .sampling_loop import (
     check_number, check_prompts, denoise, encode_prompt, latents_to_pil, prepared, seeded)
