@@ -133,21 +133,22 @@ class Inversion(Finetuning):
 
 # %% ../15_finetuning.ipynb #6f96ddad
 def teach(models, images, method="lora", word="sks", kind="picture", wording="a picture of {name}",
-          prior=0, rank=4, **settings):
-    """Train a copy of float32 `models` on `images` {file: PIL}.
+          prior=0, rank=4, keep=True, **settings):
+    """Train float32 `models` on `images` {file: PIL}: a copy, unless `keep` is False.
 
-    Returns the copy, the words to type, the losses, and how many numbers learned. `wording` makes a caption
+    Returns what learned, the words to type, the losses, and how many numbers learned. `wording` makes a caption
     of {name}, which is `word` and `kind` (for an inversion `word` alone), and of {file}, its name; `prior`
     pictures of the kind are drawn first, and kept. `settings` (None: see `settings_for`) go to `fit`."""
     if method not in RATES: raise ValueError(f"method must be one of {', '.join(RATES)}, not {method!r}")
     check_number("prior", prior, 0, whole=True), check_number("rank", rank, 1, whole=True)
     chosen = settings_for(models, method, prior) | {k: v for k, v in settings.items() if v is not None}
-    models, inverted, _ = copied(models), method == "inversion", torch.manual_seed(chosen.get("seed", 0))
+    models, inverted = copied(models) if keep else models, method == "inversion"
+    torch.manual_seed(chosen.get("seed", 0))
     training = Inversion(models, word, kind) if inverted else learners(models, method, rank)
     name = training.name if inverted else f"{word} {kind}"
     def worded(name): return [wording.format(name=with_article(name), file=with_article(f)) for f in images]
     lessons, told = [lesson(models, images.values(), worded(name))], (worded(kind) * prior)[:prior]
-    if prior: lessons.append(lesson(models, generate(models, told, steps=20, seed=1000), told))
+    if prior: lessons.append(lesson(models, generate(models, told, steps=20, seed=1000, batch_size=4), told))
     if chosen.pop("checkpointing"): models.unet.enable_gradient_checkpointing()
     size, numbers = chosen.pop("batch_size"), sum(v.numel() for v in training.state_dict().values())
     make_batch = batches(models, *lessons, batch_size=size, drop=0 if inverted else .1)
@@ -292,7 +293,7 @@ def finetune(pictures: str,  # folder of 3 to 10 pictures
     print(f"{', '.join(images)}: see training/pictures.webp in {out.name}", flush=True)
     asked = dict(method=method, word=word, kind=kind, wording=wording, prior=prior, steps=steps, lr=lr)
     key = zlib.crc32(repr((models.source, asked)).encode() + b"".join(i.tobytes() for i in images.values()))
-    taught, name, _, numbers = teach(models, images, **asked, checkpoint=work / f"{key:08x}.pt")
+    taught, name, _, numbers = teach(models, images, **asked, keep=False, checkpoint=work / f"{key:08x}.pt")
     told = [wording.format(name=with_article(name), file=with_article(f)) for f in images]
     save_sheet(generate(taught, told, steps=20, batch_size=4), len(told), "drawn", out)
     size = save_taught(taught, name, method, out, word.strip("<>"))

@@ -29,7 +29,7 @@ def steps_of(timesteps, sigmas):
 def euler(noise_at, x, timesteps, sigmas):
     """Yield x after each step along the predicted noise; `sigmas` has one more than `timesteps`.
 
-    Karras et al. 2022, algorithm 2 without churn."""
+    Karras et al. 2022, algorithm 1 without its second-order correction."""
     for t, sigma, next_sigma in steps_of(timesteps, sigmas):
         x = x + noise_at(x, sigma, t) * (next_sigma - sigma)
         yield x
@@ -85,7 +85,7 @@ def lms(noise_at, x, timesteps, sigmas, order=4):
 
 # %% ../06_schedulers.ipynb #619dd569
 def ddim_timesteps(models, num_inference_steps):
-    """DDIM's own spacing, 'leading' with an offset of one: n whole timesteps, none of them 999.
+    """DDIM's own spacing, 'leading' with an offset of one: n whole timesteps up from 1, seldom to 999.
 
     With a step for each of 1000 there is no room for the offset, so n is at most 999."""
     last = len(models.scheduler.alphas_cumprod) - 1
