@@ -13,12 +13,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from .autoencoder import image_tensor, to_rgb
 from .sampling_loop import (
-    agree, check_answer, check_finite, data_folder, encode_prompt, load_models, show_images)
+    agree, check_answer, check_finite, data_folder, denoise, encode_prompt, initial_latents, latents_to_pil,
+    load_models, show_images)
 from .text_encoder import picture_from, text_embeddings_from, token_embeddings_of
 
 # %% ../04_textual_inversion.ipynb #0b2c8911
