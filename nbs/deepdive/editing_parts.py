@@ -62,9 +62,11 @@ def parts_pair(pictures, rng, kind, held_out):
         b, *words = changed(pictures, rng, kind, a)
         if held_out or not {a[:3], b[:3]} & pictures.held_out: return a, b, *words
 
-def drawn_pairs(pictures, n, seed=0, often=(2, 6, 2, 2, 1, 2)):
-    "`n` pairs of pictures, and for each the words that lead there and back; KINDS as `often` as it says."
-    rng = random.Random(seed)
+def drawn_pairs(pictures, n, seed=0, often=(2, 6, 3, 2, 2, 2)):
+    """`n` pairs of pictures, and for each the words that lead there and back; KINDS as `often` as it says.
+
+    pictures: Pictures, or None for those that pocket-sd was trained on. Each `seed` draws others."""
+    pictures, rng = pictures or Pictures(("train",), styles=POCKET_STYLES), random.Random(seed)
     found = [parts_pair(pictures, rng, kind, False) for kind in rng.choices(KINDS, often, k=n)]
     return [[composed(pictures, p)[0] for p in row[:2]] for row in found], [row[2:] for row in found]
 

@@ -95,7 +95,7 @@ def judge_sees(judge):
 
 # %% ../14_evaluation.ipynb #03954d22
 def all_scores(judge, models, pictures, n, out):
-    "Scores of `n` pictures of each kind, {seen or held_out: {name: scores}}; saves the first 48 as sheets."
+    "Scores of `n` pictures of each kind, {seen or held_out: {name: scores}}; saves sheets of those generated."
     result, see = {}, judge_sees(judge)
     reference = seen_features(see, [d.image for d in pictures.batch(1600, seed=17)[1]])
     for which, name in itertools.product(("seen", "held_out"), ("real", "round_trip", "generated")):
@@ -105,7 +105,7 @@ def all_scores(judge, models, pictures, n, out):
         row = {k: round(float(v), 4) for k, v in dict(scores(judge, asked, images), frechet=far).items()}
         result.setdefault(which, {})[name] = row
         print(which, name, row, flush=True)
-        save_sheet(images[:48], 12, f"{which}_{name}", out)
+        if name == "generated": save_sheet(images[:48], 12, f"{which}_{name}", out)
     return result
 
 # %% ../14_evaluation.ipynb #33f882a8
