@@ -136,9 +136,10 @@ def teach(models, images, method="lora", word="sks", kind="picture", wording="a 
           prior=0, rank=4, keep=True, **settings):
     """Train float32 `models` on `images` {file: PIL}: a copy, unless `keep` is False.
 
-    Returns what learned, the words to type, the losses, and how many numbers learned. `wording` makes a caption
-    of {name}, which is `word` and `kind` (for an inversion `word` alone), and of {file}, its name; `prior`
-    pictures of the kind are drawn first, and kept. `settings` (None: see `settings_for`) go to `fit`."""
+    Returns what learned, the words to type, the losses, and how many numbers learned. `wording` makes a
+    caption of {name}, which is `word` and `kind` (for an inversion `word` alone), and of {file}, its name;
+    `prior` pictures of the kind are drawn first, and kept.
+    `settings` (None: see `settings_for`) go to `fit`."""
     if method not in RATES: raise ValueError(f"method must be one of {', '.join(RATES)}, not {method!r}")
     check_number("prior", prior, 0, whole=True), check_number("rank", rank, 1, whole=True)
     chosen = settings_for(models, method, prior) | {k: v for k, v in settings.items() if v is not None}
@@ -148,7 +149,7 @@ def teach(models, images, method="lora", word="sks", kind="picture", wording="a 
     name = training.name if inverted else f"{word} {kind}"
     def worded(name): return [wording.format(name=with_article(name), file=with_article(f)) for f in images]
     lessons, told = [lesson(models, images.values(), worded(name))], (worded(kind) * prior)[:prior]
-    if prior: lessons.append(lesson(models, generate(models, told, steps=20, seed=1000, batch_size=4), told))
+    if prior: lessons.append(lesson(models, generate(models, told, 20, seed=1000, batch_size=4), told))
     if chosen.pop("checkpointing"): models.unet.enable_gradient_checkpointing()
     size, numbers = chosen.pop("batch_size"), sum(v.numel() for v in training.state_dict().values())
     make_batch = batches(models, *lessons, batch_size=size, drop=0 if inverted else .1)

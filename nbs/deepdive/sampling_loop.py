@@ -290,9 +290,8 @@ def check_answer(got, expected, tolerance=1., wrong=None):
         if isinstance(other, Image.Image): return mean_difference(got, other)
         if numbers(got).shape == numbers(other).shape: return np.abs(numbers(got) - numbers(other)).max()
         raise ValueError(f"shape {numbers(got).shape}, expected {numbers(other).shape}")
-    shown = "a picture" if isinstance(got, Image.Image) else reprlib.repr(got)
     try:
-        off = apart(expected)
+        off, shown = apart(expected), "a picture" if isinstance(got, Image.Image) else reprlib.repr(got)
         verdict = f"got {shown}, {off:.3g} from what was expected, allowed are {tolerance:g}"
         for reply, mistake in (wrong or {}).items():
             if np.shape(mistake) == np.shape(got) and apart(mistake) < tolerance: verdict = reply

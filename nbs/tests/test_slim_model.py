@@ -17,7 +17,8 @@ def slim(tmp_path_factory):
     torch.manual_seed(0)
     AutoencoderKL(block_out_channels=(4, 4, 8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=4, sample_size=128,
                   down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4).save_pretrained(folder / "vae")
-    UNet2DConditionModel(sample_size=16, block_out_channels=(16, 16, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=768, attention_head_dim=4,
+    UNet2DConditionModel(sample_size=16, block_out_channels=(16, 16, 32), layers_per_block=1, norm_num_groups=8,
+                         cross_attention_dim=768, attention_head_dim=4,
                          down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
                          up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")).save_pretrained(folder / "unet")
     CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=256, num_hidden_layers=2, num_attention_heads=12, projection_dim=768,
