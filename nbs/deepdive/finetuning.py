@@ -136,10 +136,9 @@ def teach(models, images, method="lora", word="sks", kind="picture", wording="a 
           prior=0, rank=4, keep=True, **settings):
     """Train float32 `models` on `images` {file: PIL}: a copy, unless `keep` is False.
 
-    Returns what learned, the words to type, the losses, and how many numbers learned. `wording` makes a
-    caption of {name}, which is `word` and `kind` (for an inversion `word` alone), and of {file}, its name;
-    `prior` pictures of the kind are drawn first, and kept.
-    `settings` (None: see `settings_for`) go to `fit`."""
+    Returns what learned, the words to type, the losses, and how many numbers learned. `wording` captions with
+    {name}, which is `word` and `kind` (for an inversion `word` alone), and {file}, the picture's name;
+    `prior` pictures of the kind are drawn first. `settings` (None: `settings_for`) go to `fit`."""
     if method not in RATES: raise ValueError(f"method must be one of {', '.join(RATES)}, not {method!r}")
     check_number("prior", prior, 0, whole=True), check_number("rank", rank, 1, whole=True)
     chosen = settings_for(models, method, prior) | {k: v for k, v in settings.items() if v is not None}
