@@ -136,7 +136,7 @@ def teach(models, images, method="lora", word="sks", kind="picture", wording="a 
           prior=0, rank=4, keep=True, **settings):
     """Train float32 `models` on `images` {file: PIL}: a copy, unless `keep` is False.
 
-    Returns what learned, the words to type, the losses, and how many numbers learned. `wording` captions with
+    Returns what learned, the words to type, losses, and how many numbers learned. `wording` captions with
     {name}, which is `word` and `kind` (for an inversion `word` alone), and {file}, the picture's name;
     `prior` pictures of the kind are drawn first. `settings` (None: `settings_for`) go to `fit`."""
     if method not in RATES: raise ValueError(f"method must be one of {', '.join(RATES)}, not {method!r}")

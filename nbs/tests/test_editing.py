@@ -236,8 +236,10 @@ def test_the_commands(slim, tmp_path, monkeypatch):
     train_edits(steps=2, batch_size=2, n_pairs=3, **folders)
     def runs(): return json.loads((tmp_path / "training" / "edits_training.json").read_text())["runs"]
     assert [len(run["losses"]) for run in runs()] == [2]
+    seeds = []
+    monkeypatch.setattr(editing, "drawn_pairs", lambda *a, seed: seeds.append(seed) or drawn_pairs(*a, seed=seed))
     train_edits(steps=1, batch_size=2, n_pairs=4, start=str(tmp_path / "edits.safetensors"), work=str(tmp_path / "more"), out=str(tmp_path))
-    assert [(run["steps"], run["n_pairs"]) for run in runs()] == [(2, 3), (1, 4)]
+    assert [(run["steps"], run["n_pairs"]) for run in runs()] == [(2, 3), (1, 4)] and seeds == [1]  # pairs of its own
     benchmark(n=3, steps=2, **folders)
     record = json.loads((tmp_path / "training" / "edits.json").read_text())
     assert list(record["runs"]) == list(ways(slim, slim)) and all(len(r["target"]) == 3 for r in record["runs"].values())

@@ -168,6 +168,16 @@ def test_a_lora_scaled_and_merged(slim, images):
     assert taught.unet.state_dict().keys() == slim.unet.state_dict().keys()
 
 
+def test_the_models_are_copied_unless_told_not_to(slim, images):
+    "On a small GPU there is no room for a second UNet; so the command trains the models that it has loaded."
+    before = {k: v.clone() for k, v in slim.unet.state_dict().items()}
+    teach(slim, images, "dreambooth", "sks", "duck", steps=2, **KEEP)
+    assert all(torch.equal(v, before[k]) for k, v in slim.unet.state_dict().items())
+    mine = copied(slim)
+    taught, *_ = teach(mine, images, "dreambooth", "sks", "duck", steps=2, keep=False, **KEEP)
+    assert taught.unet is mine.unet and not all(torch.equal(v, before[k]) for k, v in mine.unet.state_dict().items())
+
+
 def test_prior_pictures_are_drawn_and_captioned_by_the_kind(slim, images, monkeypatch):
     asked = []
     def fake(models, prompts, **_): return asked.extend(prompts) or [Image.new("RGB", (32, 32))] * len(prompts)

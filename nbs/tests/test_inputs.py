@@ -159,7 +159,7 @@ def test_agree_follows_the_coarser_dtype():
     (RED, RED, True, "right"), (None, 3, False, "nothing was returned"), (None, RED, False, "nothing was returned"),
     (5, 3, False, "got 5, 2 from what was expected"), ("x", 3, False, "'x'"), (torch.ones(2), 1, False, "shape (2,), expected ()"),
     (RED, 3, False, "shape (16, 16, 3)"), (3, RED, False, "got 3"), ([RED], RED, False, "got [<PIL"), (NAN, 3, False, "got nan"),
-    (Image.new("RGB", (16, 16)), RED, False, "85 from what was expected"), (RED.resize((8, 8)), RED, False, "different size")],
+    (Image.new("RGB", (16, 16)), RED, False, "got a picture, 85 from what was expected"), (RED.resize((8, 8)), RED, False, "different size")],
     ids=lambda v: re.sub(" at 0x[0-9A-F]+", "", str(v)))
 def test_check_answer(capsys, got, expected, right, said):
     assert check_answer(got, expected) is right and said in capsys.readouterr().out
