@@ -168,7 +168,7 @@ class EditingLoss(Finetuning):
         self.unet = unet
     def forward(self, latents, text_states, picture, seed):
         def predict(noisy, t, **text): return self.unet(torch.cat([noisy, picture], 1), t, **text)
-        loss = DiffusionLoss(predict, training_alphas().to(latents.device), snr_floor=.2)
+        loss = DiffusionLoss(predict, training_alphas().to(latents.device), snr_floor=1.)
         return loss(latents, text_states, seed)
 
 # %% ../17_editing.ipynb #992b80e0
@@ -281,7 +281,7 @@ def benchmark(
 @call_parse
 def train_edits(
     pairs: str = None,  # a folder of your own pairs (see own_pairs): on top of what is shipped
-    steps: int = 12_000, batch_size: int = 16, lr: float = 8e-4, n_pairs: int = 12_000,  # of the training
+    steps: int = 12_000, batch_size: int = 16, lr: float = 2e-3, n_pairs: int = 12_000,  # of the training
     work: str = ".train/edits", out: str = None,  # folder for the checkpoint; for the LoRA
     start: str = None,  # a LoRA to train further (edits.safetensors), the record of its training beside it
 ):
@@ -295,6 +295,6 @@ def train_edits(
     if models.device.type == "cpu": models.unet.set_attn_processor(AttnProcessor())  # faster in bf16
     keep = dict(file=out / f"{name}.safetensors", checkpoint=work / f"{name}.pt", start=start, lr=lr)
     _, losses = teach_edits(models, pair_latents(models.vae, found), told, steps, batch_size, **keep,
-                            ema_decay=.999, mixed_precision=None, optimizer="muon", show_speed=True)
+                            ema_decay=.999, mixed_precision=None, show_speed=True)
     record(f"{name}_training", out, runs=before + [dict(
         steps=steps, batch_size=batch_size, n_pairs=len(told), losses=thinned(losses))])

@@ -62,7 +62,7 @@ def parts_pair(pictures, rng, kind, held_out):
         b, *words = changed(pictures, rng, kind, a)
         if held_out or not {a[:3], b[:3]} & pictures.held_out: return a, b, *words
 
-def drawn_pairs(pictures, n, seed=0, often=(2, 6, 3, 2, 2, 2)):
+def drawn_pairs(pictures, n, seed=0, often=(2, 6, 2, 2, 1, 2)):
     """`n` pairs of pictures, and for each the words that lead there and back; KINDS as `often` as it says.
 
     pictures: Pictures, or None for those that pocket-sd was trained on. Each `seed` draws others."""
