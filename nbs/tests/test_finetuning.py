@@ -180,7 +180,7 @@ def test_the_models_are_copied_unless_told_not_to(slim, images):
 
 def test_prior_pictures_are_drawn_and_captioned_by_the_kind(slim, images, monkeypatch):
     asked = []
-    def fake(models, prompts, **_): return asked.extend(prompts) or [Image.new("RGB", (32, 32))] * len(prompts)
+    def fake(models, prompts, *_, **__): return asked.extend(prompts) or [Image.new("RGB", (32, 32))] * len(prompts)
     monkeypatch.setattr(finetuning, "generate", fake)
     teach(slim, images, "dreambooth", "sks", "picture", "{name} of {file}", prior=4, steps=1, **KEEP)
     assert asked == ["a picture of a red", "a picture of a green", "a picture of a blue", "a picture of a red"]
