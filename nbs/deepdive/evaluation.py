@@ -95,7 +95,7 @@ def judge_sees(judge):
 
 # %% ../14_evaluation.ipynb #03954d22
 def all_scores(judge, models, pictures, n, out):
-    "Scores of `n` pictures of each kind, {seen or held_out: {name: scores}}; saves sheets of some."
+    "Scores of `n` pictures of each kind, {seen or held_out: {name: scores}}; generated ones as sheets."
     result, see = {}, judge_sees(judge)
     reference = seen_features(see, [d.image for d in pictures.batch(1600, seed=17)[1]])
     for which, name in itertools.product(("seen", "held_out"), ("real", "round_trip", "generated")):
