@@ -5,18 +5,21 @@ import base64
 import csv
 import random
 from collections import namedtuple
+from dataclasses import replace
+from difflib import SequenceMatcher
 from html import escape
 from pathlib import Path
 
 import ipywidgets
 import numpy as np
+import torch
 from IPython.display import display
 from PIL import Image, ImageDraw, ImageOps
 
-from .autoencoder import to_rgb
+from .autoencoder import image_tensor, psnr, to_rgb
 from .evaluation import with_article
 from .finetuning import one_picture
-from .pictures import BACKGROUNDS, POCKET_STYLES, Pictures
+from .pictures import BACKGROUNDS, POCKET_STYLES, Pictures, judge_images
 from .playground import button, front_end, labelled, number
 from .playground_parts import figure, opened, png
 from .sampling_loop import check_number, show_images
@@ -87,11 +90,48 @@ def edits(n, seed=0):
         cases.append(Edit(image, told, prompt(a), prompt(b), mask, target, kind, b[:3]))
     return cases
 
+def measured(judge, cases, images):
+    """Lists of one value a case: PSNR in dB to `target`, to the input `outside` the mask, is it `right`?
+    Of ground, style and subject the judge says so; else the target must be nearer than the input."""
+    rows = []
+    for case, image, said in zip(cases, images, judge_images(judge, images), strict=True):
+        word, near = dict(subject=0, style=1, ground=2).get(case.kind), psnr(image, case.target)
+        right = near > psnr(image, case.image) if word is None else said[word] == case.shows[word]
+        kept = np.asarray(case.mask) == 0
+        far = psnr(*(Image.fromarray(np.asarray(i)[kept][None]) for i in (image, case.image)))
+        rows.append(dict(kind=case.kind, target=round(near, 2), outside=round(far, 2), right=bool(right)))
+    return {k: [row[k] for row in rows] for k in rows[0]}
+
 def listed(some, n, what):
     "The list `some`, or `n` times that one thing; ValueError for another length."
     some = [*some] if isinstance(some, (list, tuple)) else [some] * n
     if len(some) == n: return some
     raise ValueError(f"{len(some)} {what} for {n} prompts: give one, or one for each")
+
+def pasted(made, image, mask):
+    "`made` where `mask` is white, half grey counting as white, and elsewhere `image`, of the same size; a PIL image."
+    white = to_rgb(mask).convert("L").point(lambda grey: 255 * (grey >= 128)).resize(made.size, Image.NEAREST)
+    return Image.composite(made, image, white)
+
+def lent_words(tokenizer, before, after):
+    "For each place in prompt `after` the place in `before` whose map of attention it takes, (77,), or -1: one of its own."
+    ids = [tokenizer(p, padding="max_length", truncation=True).input_ids for p in (before, after)]
+    places = torch.full((len(ids[1]),), -1)
+    for tag, i, i_end, j, j_end in SequenceMatcher(None, *ids, autojunk=False).get_opcodes():
+        if tag in ("equal", "replace"): places[j:j_end] = torch.arange(i, i + j_end - j).clamp(max=i_end - 1)
+    return places
+
+@torch.no_grad()
+def pair_latents(vae, pairs, batch_size=16):
+    "[(picture, target)] -> their latents, unscaled as diffusers' pipeline takes them, (n, 2, 4, h, w), float16."
+    pixels = (image_tensor(sum(map(list, pairs[i:i + batch_size]), [])).to(vae.device, vae.dtype)
+              for i in range(0, len(pairs), batch_size))
+    return torch.cat([vae.encode(p).latent_dist.mean.unflatten(0, (-1, 2)).half().cpu() for p in pixels])
+
+def merged(models, unet):
+    "`models` with this UNet, and what its LoRAs learned added to its own weights."
+    unet.fuse_lora(), unet.unload_lora()
+    return replace(models, unet=unet.requires_grad_(False).to(models.device, models.dtype).eval())
 
 def fault_of(names, files, size):
     "(What is wrong with a row of a table of pairs, or '', its two pictures)."
@@ -142,8 +182,8 @@ def painted(url, size):
 class EditingPanel:
     """A panel that edits one picture: an instruction, or a prompt for a part of it - a box, painted, or an uploaded mask.
 
-    edit, inpaint: functions of notebook 17, with their models in place: edit(instruction, image, ...) and
-    inpaint(prompt, image, mask, ...), each to a list of one PIL image. Displaying it shows it; `image` is
+    edit, inpaint: functions of notebook 17, with their models in place: edit(instruction, image, mask=...) and
+    inpaint(prompt, image, mask=...), each to a list of one PIL image. Displaying it shows it; `image` is
     the last result. Where no front end is (see `playground`), the picture and a first edit stand there."""
     def __init__(self, edit, inpaint, image, instruction="make the background blue"):
         self.edit, self.inpaint, self.told = edit, inpaint, instruction
@@ -166,6 +206,7 @@ class EditingPanel:
         sides = zip(("Left", "Top", "Right", "Bottom"), (0, 0, self.before.width, self.before.height // 2))
         self.sides = [labelled("BoundedIntText", f"Box: {side.lower()}", max=4096, value=v) for side, v in sides]
         for side in self.sides: side.observe(lambda _: self.refresh(), "value")
+        self.only = w.Checkbox(description="Follow it in the part only", indent=False)
         self.upload, self.upload_mask = (w.FileUpload(description=f"Upload a {what}", accept="image/*", layout=dict(width="auto"))
                                          for what in ("picture", "mask"))
         self.upload.observe(lambda c: self.received(c, "before"), "value")
@@ -176,7 +217,7 @@ class EditingPanel:
         acts = {"Follow the instruction": self.follow, "Repaint the part": self.repaint, "Back to the box": self.forget,
                 "Go on from the result": self.go_on}
         numbers = [w.HBox([c, c.slider]) for c in (self.steps, self.scale, self.by_picture)]
-        left = w.VBox([self.upload, self.instruction, self.prompt, *self.sides, self.upload_mask, *numbers, self.seed,
+        left = w.VBox([self.upload, self.instruction, self.only, self.prompt, *self.sides, self.upload_mask, *numbers, self.seed,
                        w.HBox([button(*act) for act in acts.items()], layout=wrap)])
         right = w.VBox([self.message, w.HBox([self.shown, self.result], layout=wrap), self.strokes])
         left.layout.flex, right.layout.flex = "1 1 360px", "1 1 300px"
@@ -234,11 +275,13 @@ class EditingPanel:
         except Exception as e: return self.say(e)
         self.message.value, self.result.value = "", figure(self.image, words, png(self.image))
 
-    def follow(self): self.act(self.edit, self.instruction.value, image_guidance_scale=self.by_picture.value)
-    def repaint(self):
-        try: mask = self.chosen()
+    def follow(self): self.masked(self.edit, self.instruction.value, self.only.value, image_guidance_scale=self.by_picture.value)
+    def repaint(self): self.masked(self.inpaint, self.prompt.value, True)
+    def masked(self, make, words, only, **more):
+        "`act`, if `only` then with the mask; or the sentence of what is wrong with that."
+        try: mask = self.chosen() if only else None
         except ValueError as e: return self.say(e)
-        self.act(self.inpaint, self.prompt.value, mask=mask)
+        self.act(make, words, mask=mask, **more)
     def go_on(self):
         if self.image is None: return self.say("there is no result yet")
         self.before = self.image

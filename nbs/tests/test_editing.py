@@ -4,14 +4,16 @@ import io
 import json
 import random
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from deepdive import editing, editing_parts as parts_module
-from deepdive.editing import (EditingLoss, benchmark, edit, editing_batches, free_places, inpaint, invert, lent_words, load_editor,
-                              measured, pair_latents, prompt_to_prompt, seeing, teach_edits, train_edits, ways)
-from deepdive.editing_parts import KINDS, Edit, EditingPanel, drawn_pairs, edits, own_pairs, parts_pair
+from deepdive.editing import (EditingLoss, benchmark, edit, editing_batches, free_places, inpaint, invert, load_editor,
+                              prompt_to_prompt, relevant, seeing, teach_edits, train_edits, ways)
+from deepdive.editing_parts import (KINDS, Edit, EditingPanel, drawn_pairs, edits, lent_words, measured, own_pairs, pair_latents,
+                                    parts_pair, pasted)
 from deepdive.denoising import load_checkpoint
 from deepdive.pictures import POCKET_STYLES, Pictures, load_judge
 from deepdive.sampling_loop import encode_prompt, mean_difference
@@ -212,7 +214,7 @@ def test_a_run_that_was_killed_goes_on(slim, images, tmp_path, monkeypatch):
 
 
 def test_what_edit_says(slim, images):
-    editor = editing.replace(slim, unet=seeing(slim.unet))
+    editor = replace(slim, unet=seeing(slim.unet))
     with pytest.raises(ValueError, match="load_editor"): edit(slim, "mirror it", images[0])
     with pytest.raises(ValueError, match="2 pictures for 1"): edit(editor, "mirror it", images[:2])
     with pytest.raises(ValueError, match="a scale must be"): edit(editor, "mirror it", images[0], image_guidance_scale=float("nan"))
@@ -222,9 +224,70 @@ def test_what_edit_says(slim, images):
     assert len(edit(editor, ["mirror it"] * 2, images[0], 1)) == 2
 
 
+def test_an_edit_within_a_mask_leaves_the_rest_alone(slim, images):
+    editor, mask = replace(slim, unet=seeing(slim.unet)), white((0, 0, 16, 32))
+    plain, full, half = (edit(editor, "mirror it", images[0], 3, mask=m)[0] for m in (None, white((0, 0, 32, 32)), mask))
+    assert np.array_equal(plain, full)  # white everywhere is no mask
+    old, new = np.asarray(images[0]), np.asarray(half)
+    assert np.array_equal(new[:, 16:], old[:, 16:]) and (new[:, :16] != old[:, :16]).mean() > .5
+    both = edit(editor, ["mirror it"] * 2, images[:2], 3, mask=[mask, white((0, 0, 32, 32))])
+    assert mean_difference(both[0], half) < .5 and np.array_equal(np.asarray(both[0])[:, 16:], old[:, 16:])
+    with pytest.warns(UserWarning, match="black everywhere"): same, = edit(editor, "mirror it", images[0], 1, mask=white((0, 0, 0, 0)))
+    assert np.array_equal(same, images[0])
+    for wrong, sentence in ((white((0, 0, 8, 8), (64, 64)), "64 x 64, but the picture 32 x 32"), ([mask] * 2, "2 masks for 1")):
+        with pytest.raises(ValueError, match=sentence): edit(editor, "mirror it", images[0], 1, mask=wrong)
+
+
+def test_what_is_kept_is_as_noisy_as_the_rest_at_every_step(slim, images, monkeypatch):
+    "The latents outside the mask are the picture's plus sigma times the noise, which is what inpainting puts back."
+    editor, seen, sigmas = replace(slim, unet=seeing(slim.unet)), [], []
+    def watched(noise_at, x, t, s):
+        for sigma, x in zip(s[1:], euler(noise_at, x, t, s)):
+            seen.append(x), sigmas.append(sigma)
+            yield x
+    monkeypatch.setattr(editing, "euler", watched)
+    edit(editor, "mirror it", images[0], 4, mask=white((0, 0, 16, 32)))
+    noise = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(32))
+    known = editing.pil_to_latents(slim.vae, [images[0]])
+    assert len(seen) == 4
+    for x, sigma in zip(seen, sigmas): assert torch.allclose(x[..., 2:], (known + sigma * noise)[..., 2:], atol=1e-4)
+
+
+def test_pasting():
+    made, image = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "blue")
+    for grey, colour in ((127, (0, 0, 255)), (128, (255, 0, 0))):
+        assert pasted(made, image, Image.new("L", (32, 32), grey)).getcolors() == [(32 * 32, colour)]
+    assert sorted(pasted(made, image, white((0, 0, 64, 32), (64, 64), "P")).getcolors()) == [(512, (0, 0, 255)), (512, (255, 0, 0))]
+
+
+def test_an_instruction_finds_its_own_mask(models):
+    "On pocket-sd: what it marks is mostly what may change, outside it less changes than without it, and saying nothing marks nothing."
+    editor, cases = load_editor(models), [c for c in edits(24, seed=8) if c.kind in ("style", "subject", "moved")]
+    told, pictures = [c.instruction for c in cases], [c.image for c in cases]
+    masks = relevant(editor, told, pictures)
+    assert len(cases) == len(masks) == 12 and all(m.mode == "L" and m.size == (128, 128) for m in masks)
+    found, true = (torch.cat([free_places(c.image, m, (16, 16)) for c, m in zip(cases, some)]) for some in (masks, [c.mask for c in cases]))
+    assert found[true > 0].mean() > found[true == 0].mean() + .4
+    plain, kept = (edit(editor, told[:6], pictures[:6], 10, mask=m) for m in (None, masks[:6]))
+    outside = [np.mean([np.abs(np.asarray(i, float) - np.asarray(c.image))[np.asarray(c.mask) == 0].mean() for i, c in zip(some, cases)])
+               for some in (plain, kept)]
+    assert outside[1] < .9 * outside[0]
+    assert not np.asarray(relevant(editor, " ", pictures[0])[0]).any()
+
+
+def test_what_relevant_says(slim, images):
+    editor = replace(slim, unet=seeing(slim.unet))
+    with pytest.raises(ValueError, match="load_editor"): relevant(slim, "mirror it", images[0])
+    with pytest.raises(ValueError, match="2 pictures for 1"): relevant(editor, "mirror it", images[:2])
+    for wrong in (dict(timestep=1000), dict(timestep=-1), dict(draws=0)):
+        with pytest.raises(ValueError, match=next(iter(wrong))): relevant(editor, "mirror it", images[0], **wrong)
+    one, two = relevant(editor, ["mirror it", "a fox"], images[0], draws=1)
+    assert one.size == two.size == (32, 32) and np.array_equal(one, relevant(editor, "mirror it", images[0], draws=1)[0])
+
+
 def small(monkeypatch, slim):
     "The commands, on tiny models and pictures."
-    slim = editing.replace(slim, unet=editing.copy.deepcopy(slim.unet))
+    slim = replace(slim, unet=editing.copy.deepcopy(slim.unet))
     slim.unet.register_to_config(sample_size=16)  # for pictures of 128 x 128
     monkeypatch.setattr(editing, "load_models", lambda *_, **__: slim)
     monkeypatch.setattr(editing, "teach_edits", lambda *a, **k: teach_edits(*a, **k | dict(rank=2)))
@@ -243,7 +306,7 @@ def test_the_commands(slim, tmp_path, monkeypatch):
     benchmark(n=3, steps=2, **folders)
     record = json.loads((tmp_path / "training" / "edits.json").read_text())
     assert list(record["runs"]) == list(ways(slim, slim)) and all(len(r["target"]) == 3 for r in record["runs"].values())
-    assert Image.open(tmp_path / "training" / "edits.webp").size == (3 * 128, 9 * 128)
+    assert Image.open(tmp_path / "training" / "edits.webp").size == (3 * 128, 11 * 128)
     monkeypatch.setattr(editing, "measured", lambda *_: pytest.fail("measured again"))
     benchmark(n=3, steps=2, **folders)
     assert json.loads((tmp_path / "training" / "edits.json").read_text()) == record
@@ -335,7 +398,7 @@ def test_own_pairs_by_the_command(slim, table, tmp_path, monkeypatch):
     folder, write = table
     write("0.png,1.png,frob it", "1.png,2.png,frob it")
     small(monkeypatch, slim)
-    editor = editing.replace(slim, unet=seeing(slim.unet))
+    editor = replace(slim, unet=seeing(slim.unet))
     monkeypatch.setattr(editing, "load_editor", lambda *_: editor)
     with pytest.raises(ValueError, match="--out"): train_edits(pairs=str(folder), steps=1)
     train_edits(pairs=str(folder), steps=2, batch_size=2, work=str(tmp_path / "work"), out=str(tmp_path / "mine"))
@@ -366,11 +429,13 @@ def test_the_panel_edits_and_goes_on(panel):
     assert "there is no result yet" in panel.message.value
     panel.instruction.value, panel.steps.value = "mirror it", 7
     panel.follow()
-    assert calls[0] == ("mirror it", dict(image_guidance_scale=1., num_inference_steps=7, guidance_scale=3., seed=32))
+    assert calls[0] == ("mirror it", dict(mask=None, image_guidance_scale=1., num_inference_steps=7, guidance_scale=3., seed=32))
     assert "<img" in panel.result.value and panel.message.value == ""
     panel.go_on()
     assert panel.before.getpixel((0, 0)) == (0, 128, 0)
-    panel.sides[0].value = 64
+    panel.sides[0].value, panel.only.value = 64, True
+    panel.follow()
+    assert np.array_equal(calls.pop()[1]["mask"], panel.chosen())
     panel.repaint()
     mask = np.asarray(calls[1][1])
     assert mask[:64, 64:].min() == 255 and mask[64:].max() == mask[:, :64].max() == 0 and panel.image.getpixel((0, 0)) == (0, 0, 255)
@@ -384,8 +449,11 @@ def test_what_goes_wrong_in_the_panel_is_one_sentence(panel):
     assert panel.message.value == '<div role="status">Error: prompt is &lt;empty&gt;</div>'
     panel.sides[2].value = 0
     assert "is empty: right and bottom come after left and top" in panel.message.value
-    panel.repaint()
-    assert not calls and "is empty" in panel.message.value
+    panel.only.value = True
+    for act in (panel.repaint, panel.follow):
+        panel.say("")
+        act()
+        assert not calls and "is empty" in panel.message.value
     def upload(name, content, where="before"): panel.received(dict(new=[dict(name=name, content=content)], owner=panel.upload), where)
     upload("notes.txt", b"no picture")
     assert "is no picture that can be read" in panel.message.value
