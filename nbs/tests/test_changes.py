@@ -12,6 +12,7 @@ from deepdive.contrastive import load_encoders, pocket_tokenizer, similarity_tab
 from deepdive.pictures import LECTURE, Pictures
 from execute import NBS
 
+
 def names_of(stem, *pieces, change=(), **known):
     "What those code cells of a notebook leave behind that hold one of `pieces`, each once there; (old, new) of `change` is changed in them."
     cells = ["".join(c["source"]) for c in json.loads((NBS / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
