@@ -211,7 +211,7 @@ def edit(models, instruction, image, num_inference_steps=20, guidance_scale=3., 
     def noise_at(x, sigma, t):
         text, picture, neither = answers(x, sigma, t)
         found = neither + by_picture * (picture - neither) + by_text * (text - picture)
-        return free * found + (1 - free) * noise  # what nothing may change has the noise that was added
+        return free * found + (1 - free) * noise  # where nothing may change, the noise is known
     timesteps, sigmas = (v.to(free) for v in sigma_schedule(models, num_inference_steps))
     *_, x = euler(noise_at, noise * sigmas[0] + (1 - free) * seen, timesteps, sigmas)
     return [*map(pasted, latents_to_pil(models.vae, x), images, masks)]
